@@ -1,0 +1,158 @@
+"""The article's network: a 3D U-Net from four MRI modalities to the logits of four classes.
+
+The article is "3D UNet for Brain Tumor Segmentation" by Mohamed Abdul Gafoor (2022), whose
+`create_unet` in Keras this follows layer by layer. The idea of the U-Net is by Ronneberger et al.
+(2015, arXiv:1505.04597).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["instance"] | None
+
+
+class UNet3D(nn.Module):
+    """A U-Net with two convolutions per level, and two more at the bottom of its decoder.
+
+    On the way down each level has twice the filters of the level above it and half its size; on
+    the way up each level is enlarged and joined with what the same level saw on the way down.
+    The default settings are the article's and give 2,345,924 parameters.
+
+    Layers are registered in the order in which data passes through them; the import of Keras
+    weights relies on it.
+
+    Args:
+        in_channels: number of modalities.
+        out_channels: number of classes, background included.
+        num_levels: number of resolutions; the size of the image must be a multiple of
+            `divisor`, which is ``2 ** (num_levels - 1)``.
+        num_filters: number of filters at the top level.
+        kernel_size: edge of every kernel in voxels, odd; the last convolution is 1x1x1.
+        dropout: probability, in [0, 1), that a value is dropped after each convolution in training.
+        norm: ``"instance"`` normalises after each convolution, before its ReLU; the article has
+            no normalisation.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        num_levels: int = 4,
+        num_filters: int = 16,
+        kernel_size: int = 3,
+        dropout: float = 0.25,
+        norm: Norm = None,
+    ) -> None:
+        super().__init__()
+        _check_counts(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_levels=num_levels,
+            num_filters=num_filters,
+            kernel_size=kernel_size,
+        )
+        _check_layers(kernel_size=kernel_size, dropout=dropout, norm=norm)
+        self.norm = norm
+        self.divisor = 2 ** (num_levels - 1)
+
+        def two_convolutions(num_in: int, num_out: int) -> nn.Sequential:
+            return nn.Sequential(
+                convolution(num_in, num_out, kernel_size=kernel_size, dropout=dropout, norm=norm),
+                convolution(num_out, num_out, kernel_size=kernel_size, dropout=dropout, norm=norm),
+            )
+
+        filters = [num_filters * 2**level for level in range(num_levels)]
+        self.encoder = nn.ModuleList(
+            two_convolutions(above, here) for above, here in pairwise([in_channels, *filters])
+        )
+        # The article's decoder starts at the bottom level, where there is nothing to enlarge.
+        self.bottom = two_convolutions(filters[-1], filters[-1])
+        self.decoder = nn.ModuleList(
+            two_convolutions(below + here, here) for below, here in pairwise(reversed(filters))
+        )
+        self.output = nn.Conv3d(filters[0], out_channels, kernel_size=1)
+        self.apply(initialise_like_keras)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits (B, out_channels, X, Y, Z) of an image (B, in_channels, X, Y, Z).
+
+        Raises:
+            ValueError: X, Y or Z is not a multiple of `divisor`.
+        """
+        self._check_shape(image)
+        x = image
+        skips = []
+        for level, block in enumerate(self.encoder):
+            if level > 0:
+                x = F.max_pool3d(x, kernel_size=2)
+            x = block(x)
+            skips.append(x)
+
+        x = self.bottom(skips.pop())
+        for block, skip in zip(self.decoder, reversed(skips), strict=True):
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = block(torch.cat([x, skip], dim=1))
+        return self.output(x)
+
+    def _check_shape(self, image: Tensor) -> None:
+        size = image.shape[2:]
+        if len(size) != 3 or any(n == 0 or n % self.divisor for n in size):
+            raise ValueError(
+                f"expected an image (B, C, X, Y, Z) whose X, Y and Z are multiples of "
+                f"{self.divisor}; found the shape {tuple(image.shape)}. Pad the image first, for "
+                f"example with MONAI's DivisiblePad(k={self.divisor})"
+            )
+
+
+def convolution(
+    num_in: int, num_out: int, *, kernel_size: int, dropout: float, norm: Norm
+) -> nn.Sequential:
+    """Return one convolution that keeps the size, its normalisation if any, ReLU and dropout."""
+    layers: list[nn.Module] = [
+        # A normalisation subtracts the mean, and with it any bias.
+        nn.Conv3d(num_in, num_out, kernel_size, padding=kernel_size // 2, bias=norm is None)
+    ]
+    if norm == "instance":
+        layers.append(nn.InstanceNorm3d(num_out, affine=True))
+    # Keras' Dropout drops single values; torch's Dropout3d would drop whole channels.
+    layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+def initialise_like_keras(module: nn.Module) -> None:
+    """Give a convolution the weights Keras starts with: Glorot-uniform kernel, zero bias.
+
+    The kernel is drawn from [-limit, limit] with limit = sqrt(6 / (fan_in + fan_out)), where a fan
+    is the kernel's volume times the channels on that side (Glorot and Bengio, 2010).
+    """
+    if isinstance(module, nn.Conv3d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}")
+
+
+def _check_layers(*, kernel_size: int, dropout: float, norm: Norm) -> None:
+    if kernel_size % 2 == 0:
+        raise ValueError(
+            f"kernel_size must be odd, so that the padding is the same on both sides; "
+            f"found {kernel_size}"
+        )
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be a probability in [0, 1); found {dropout!r}")
+    if norm not in (None, "instance"):
+        raise ValueError(f'norm must be None or "instance"; found {norm!r}')

@@ -1,0 +1,1 @@
+"""The application: data, training, inference and evaluation of brain-tumour segmentation."""

@@ -1,0 +1,291 @@
+"""Every setting, one model per stage, and the presets."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import SettingsError
+
+Margins = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+class Stage(BaseModel):
+    """Base of all stages: unknown keys and silent type changes are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class PreprocessingSettings(Stage):
+    """From a loaded case to the network's input; stored in the checkpoint, never retyped."""
+
+    border_crop: Margins | None = Field(
+        ((8, 8), (8, 8), (6, 5)), description="voxels removed at both ends of X, Y and Z"
+    )
+    brain_box: bool = Field(False, description="crop to the box that holds the brain")
+    normalization: Literal["minmax", "zscore"] | None = Field(
+        "minmax", description="per modality: to 0..1 over everything, or z-score over the brain"
+    )
+    decimals: int | None = Field(3, ge=0, description="decimals kept by the min-max scaling")
+    gaussian_sigma: float | None = Field(1.0, gt=0, description="Gaussian smoothing, in voxels")
+    sharpen_strength: float | None = Field(
+        0.3, gt=0, description="factor of the Laplacian subtracted after smoothing"
+    )
+    spacing_mm: float | None = Field(
+        None, gt=0, description="resample to this isotropic spacing; null keeps the case's own"
+    )
+
+
+class AugmentationSettings(Stage):
+    """Random changes of the training cases, drawn anew per (seed, epoch, case)."""
+
+    rotation_degrees: float = Field(20.0, ge=0, le=180, description="largest in-plane rotation")
+    rotation_probability: float = Field(1.0, ge=0, le=1)
+    flip_axes: tuple[Literal[0, 1, 2], ...] = Field((0, 1), description="0 X, 1 Y, 2 Z")
+    flip_probability: float = Field(0.5, ge=0, le=1, description="of each axis on its own")
+    intensity_scale: float = Field(0.0, ge=0, lt=1, description="factor drawn from 1 ± this")
+    intensity_shift: float = Field(0.0, ge=0, description="offset drawn from ± this")
+
+
+class NetworkSettings(Stage):
+    """Which network, and the settings of its builder in `networks.NETWORKS`."""
+
+    name: str = Field("UNet3D", description="a key of networks.NETWORKS")
+    settings: dict[str, Any] = Field(default_factory=dict, description="passed to the builder")
+
+
+class TrainingSettings(Stage):
+    """The optimisation."""
+
+    max_epochs: int = Field(4, ge=1)
+    batch_size: int = Field(1, ge=1)
+    loss: Literal["cross_entropy", "dice", "dice_ce"] = "cross_entropy"
+    learning_rate: float = Field(1e-3, gt=0)
+    adam_epsilon: float = Field(1e-7, gt=0, description="Keras' default, not torch's")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled (AdamW) where above 0")
+    schedule: Literal["constant", "cosine", "poly"] = "constant"
+    warmup_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of all iterations in which the rate rises linearly"
+    )
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of all gradients")
+    accumulation_steps: int = Field(1, ge=1, description="batches per optimiser step")
+    amp: bool = Field(True, description="mixed precision; has an effect on CUDA only")
+    deterministic: bool = Field(
+        True, description="ask torch for deterministic kernels, so that a resumed run is equal"
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after this many validations without a better score"
+    )
+
+
+class ValidationSettings(Stage):
+    """How often, and with how many pictures, the network is validated."""
+
+    every_epochs: int = Field(1, ge=1)
+    num_pictures: int = Field(3, ge=0, description="cases drawn into TensorBoard each time")
+
+
+class CheckpointSettings(Stage):
+    """When the state of the run is saved, besides the end of each epoch and a signal."""
+
+    every_iterations: int | None = Field(None, ge=1)
+
+
+class LoadingSettings(Stage):
+    """Memory and workers of the data path."""
+
+    cache_memory_fraction: float = Field(
+        0.5, ge=0, le=1, description="share of the free memory that cached cases may take"
+    )
+    num_workers: int = Field(0, ge=0, description="processes that augment beside the training")
+
+
+class Settings(Stage):
+    """All settings of a run; saved with it as `settings.json`."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    fold: int | None = Field(None, ge=0, description="fold to validate on")
+    preprocessing: PreprocessingSettings = PreprocessingSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    network: NetworkSettings = NetworkSettings()
+    training: TrainingSettings = TrainingSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    loading: LoadingSettings = LoadingSettings()
+
+
+# "original" is the article to the letter, so it changes nothing in the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "original": {},
+    "quick": {
+        "preprocessing": {
+            "border_crop": None,
+            "brain_box": True,
+            "normalization": "zscore",
+            "sharpen_strength": None,
+            "spacing_mm": 2.0,
+        },
+        "augmentation": {"intensity_scale": 0.1, "intensity_shift": 0.1},
+        "network": {
+            "name": "UNet3D",
+            "settings": {"num_filters": 8, "norm": "instance", "dropout": 0.0},
+        },
+        "training": {
+            "max_epochs": 60,
+            "loss": "dice_ce",
+            "learning_rate": 2e-3,
+            "schedule": "cosine",
+            "warmup_fraction": 0.05,
+            "gradient_clip": 1.0,
+        },
+        "validation": {"every_epochs": 5},
+    },
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Return the values in which preset `name` differs from the defaults.
+
+    Raises:
+        SettingsError: There is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise SettingsError(
+            f"preset: expected one of {', '.join(PRESETS)}; found {name!r}.{_did_you_mean(name, PRESETS)}"
+        )
+    return PRESETS[name]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a JSON file of settings (all or only some of them).
+
+    Raises:
+        SettingsError: The file is missing or no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--config {path.name}: expected a JSON file; {error}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"--config {path.name}: expected a JSON object of settings")
+    return values
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn `["training.max_epochs=10", ...]` into nested values; the right side is JSON or text.
+
+    Raises:
+        SettingsError: An assignment has no `=`.
+    """
+    nested: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"--set: expected STAGE.NAME=VALUE; found {assignment!r}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        *stages, name = key.split(".")
+        target = nested
+        for stage in stages:
+            target = target.setdefault(stage, {})
+            if not isinstance(target, dict):
+                raise SettingsError(f"--set {assignment}: {stage} already has a plain value")
+        target[name] = value
+    return nested
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` laid over it, dictionary by dictionary."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def build_settings(*layers: Mapping[str, Any]) -> Settings:
+    """Validate the layers (preset, file, assignments; later ones win) into one `Settings`.
+
+    Raises:
+        SettingsError: A key is unknown (the nearest known one is suggested) or a value is wrong;
+            all of them are listed.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = merge(values, layer)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_describe(dict(e)) for e in error.errors())) from error
+
+
+def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """List every setting as its dotted name."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def differences(left: Settings, right: Settings) -> list[str]:
+    """List the settings in which two differ, as `name: left -> right`."""
+    pairs = [(key, _value_of(left, key), _value_of(right, key)) for key in known_keys()]
+    return [f"{key}: {old!r} -> {new!r}" for key, old, new in pairs if old != new]
+
+
+def _value_of(settings: Settings, key: str) -> object:
+    value: object = settings
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+# What may differ in a resumed run: more epochs, and what has no effect on the numbers.
+CHANGEABLE_ON_RESUME = ("training.max_epochs", "loading.", "checkpoint.", "validation.num_pictures")
+
+
+def resumed(stored: Settings, wanted: Settings) -> Settings:
+    """Return the settings to resume with.
+
+    Raises:
+        SettingsError: `wanted` differs from `stored` in what would make it another run.
+    """
+    changed = [
+        change
+        for change in differences(stored, wanted)
+        if not change.startswith(CHANGEABLE_ON_RESUME)
+    ]
+    if changed:
+        raise SettingsError(
+            "--resume continues a run with its own settings; these differ: "
+            + "; ".join(changed)
+            + ". Leave them out, or start a new run in another --output-dir."
+        )
+    return wanted
+
+
+def _describe(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        stages = set(Settings.model_fields)
+        return f"{key}: there is no such setting.{_did_you_mean(key, [*known_keys(), *stages])}"
+    return f"{key}: {error['msg']}; found {error['input']!r}"
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""

@@ -1,0 +1,1 @@
+"""Data lists, NIfTI files, integrity checks, loading and phantoms."""

@@ -1,0 +1,73 @@
+"""How many preprocessed cases fit in memory, and the dataset that keeps them there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from monai.data import CacheDataset
+
+CGROUP_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
+CGROUP_MEMORY_CURRENT = Path("/sys/fs/cgroup/memory.current")
+
+
+def free_memory_bytes() -> int:
+    """Return the memory that this process may still take, in bytes.
+
+    A container's limit counts where it is lower than what the machine has free: the kernel kills
+    by the former, and says nothing.
+    """
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = CGROUP_MEMORY_MAX.read_text().strip()
+        used = int(CGROUP_MEMORY_CURRENT.read_text())
+    except FileNotFoundError:  # no cgroup v2: nothing but the machine limits us
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+def item_bytes(item: Mapping[str, Any]) -> int:
+    """Return the bytes that the tensors of one preprocessed case take."""
+    return sum(
+        value.element_size() * value.numel()
+        for value in item.values()
+        if isinstance(value, torch.Tensor)
+    )
+
+
+def num_cacheable(num_cases: int, *, bytes_per_case: int, budget_bytes: float) -> int:
+    """Return how many of `num_cases` fit into `budget_bytes`."""
+    return min(num_cases, int(budget_bytes // max(bytes_per_case, 1)))
+
+
+def build_cache(
+    cases: Sequence[object],
+    *,
+    transform: Callable[[Any], dict[str, Any]],
+    num_cached: int,
+    num_threads: int = 2,
+    progress: bool = True,
+) -> CacheDataset:
+    """Return a dataset of preprocessed cases, the first `num_cached` of them kept in memory.
+
+    The cached tensors are handed out without a copy (a copy costs more than the augmentation of a
+    case): whatever comes after must not write into them, as no transform of this project does.
+
+    Args:
+        cases: What `transform` takes, one element a case.
+        transform: The deterministic chain, reading included.
+        num_cached: Cases to keep; the others are read and preprocessed anew each time.
+        num_threads: Cases prepared at the same time.
+        progress: Show a bar while the cache is filled.
+    """
+    return CacheDataset(
+        data=list(cases),
+        transform=transform,
+        cache_num=num_cached,
+        num_workers=num_threads,
+        progress=progress,
+        copy_cache=False,
+    )

@@ -1,0 +1,169 @@
+"""The files of one case, read and compared with each other."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from nibabel import aff2axcodes
+from nibabel.affines import voxel_sizes
+
+from pipeline.data.datalist import Case
+from pipeline.data.nifti import read_volume
+from pipeline.errors import DataError, Problem
+
+AFFINE_TOLERANCE = 1e-3  # in mm: what float32 headers and rewritten quaternions differ by
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """One volume (X, Y, Z) as its file stores it, with its affine (4, 4) in RAS mm.
+
+    `name` is the file's name, with the volume's index where the file holds several.
+    """
+
+    name: str
+    volume: np.ndarray
+    affine: np.ndarray
+
+    @cached_property
+    def is_constant(self) -> bool:
+        """Whether all voxels are equal (NaN is equal to nothing)."""
+        return bool(self.volume.min() == self.volume.max())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the voxels in float32, whatever the type and compression of the file."""
+        with np.errstate(over="ignore"):
+            voxels = np.asfortranarray(self.volume, dtype=np.float32)
+        return hashlib.sha256(voxels.T.data).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class CaseContent:
+    """The images of a case in modality order, and its label (int32) if it has one.
+
+    What could not be read is not here: `images` may be shorter than the case's list.
+    """
+
+    case: Case
+    images: tuple[ImageFile, ...]
+    label: ImageFile | None
+
+    @property
+    def files(self) -> tuple[ImageFile, ...]:
+        """The images and the label."""
+        return self.images if self.label is None else (*self.images, self.label)
+
+
+def read_content(case: Case, *, labels: bool) -> tuple[CaseContent, list[Problem]]:
+    """Read the files of `case`, and report each one that cannot be read or is damaged.
+
+    `labels` says whether the label is wanted; a case without one then has a problem.
+    """
+    problems: list[Problem] = []
+    images: list[ImageFile] = []
+    is_one_file = len(case.images) == 1
+    for path in case.images:
+        try:
+            volumes, affine = read_volume(path, dtype=None, channels=is_one_file)
+        except DataError as error:
+            problems += with_case(error, case.id)
+            continue
+        if not is_one_file or len(volumes) == 1:
+            images.append(ImageFile(path.name, volumes[0] if is_one_file else volumes, affine))
+        else:
+            images += [
+                ImageFile(f"{path.name}[{index}]", volume, affine)
+                for index, volume in enumerate(volumes)
+            ]
+    label = None
+    if labels:
+        try:
+            label = _read_label(case)
+        except DataError as error:
+            problems += with_case(error, case.id)
+    return CaseContent(case, tuple(images), label), problems
+
+
+def with_case(error: DataError, case: str) -> list[Problem]:
+    """Return the problems of a file's error, with the case that the file belongs to."""
+    return [replace(problem, case=case) for problem in error.problems]
+
+
+def grid_problems(content: CaseContent) -> list[Problem]:
+    """Report each file whose shape, affine, spacing or orientation is not that of the first."""
+    if not content.files:
+        return []
+    first, *others = content.files
+    return [
+        Problem(
+            case=content.case.id,
+            kind="different-grid",
+            file=other.name,
+            expected=f"the grid of {first.name}: {_describe_grid(first)}",
+            found=_describe_grid(other),
+            remedy="Resample the file to the first one's grid, deliberately, or replace it.",
+        )
+        for other in others
+        if not _same_grid(first, other)
+    ]
+
+
+def nonfinite_problems(content: CaseContent) -> list[Problem]:
+    """Report each image with voxels that are NaN or infinite in float32."""
+    problems = []
+    for image in content.images:
+        num_bad = _count_nonfinite(image.volume)
+        if num_bad:
+            problems.append(
+                Problem(
+                    case=content.case.id,
+                    kind="non-finite",
+                    file=image.name,
+                    expected="finite intensities",
+                    found=f"{num_bad} of {image.volume.size} voxels are NaN or infinite",
+                    remedy="Export the image again, or set these voxels to 0 knowingly.",
+                )
+            )
+    return problems
+
+
+def _read_label(case: Case) -> ImageFile:
+    if case.label is None:
+        raise DataError.of(
+            Problem(
+                case=case.id,
+                kind="missing-label",
+                file="",
+                expected="a label file",
+                found="none in the data list",
+                remedy="Add the label, or move the case to the testing section.",
+            )
+        )
+    volume, affine = read_volume(case.label, dtype=np.int32)
+    return ImageFile(case.label.name, volume, affine)
+
+
+def _same_grid(first: ImageFile, other: ImageFile) -> bool:
+    return first.volume.shape == other.volume.shape and np.allclose(
+        first.affine, other.affine, rtol=0, atol=AFFINE_TOLERANCE
+    )
+
+
+def _describe_grid(image: ImageFile) -> str:
+    """Name shape, orientation, spacing and position: whichever of them differs is then seen."""
+    shape = "x".join(str(size) for size in image.volume.shape)
+    spacing = "x".join(f"{size:.4g}" for size in voxel_sizes(image.affine))
+    origin = ", ".join(f"{value:.2f}" for value in image.affine[:3, 3])
+    axcodes = "".join(aff2axcodes(image.affine))
+    return f"{shape} voxels of {spacing} mm, {axcodes}, origin ({origin})"
+
+
+def _count_nonfinite(volume: np.ndarray) -> int:
+    if volume.dtype.kind != "f":
+        return 0  # integers are always finite
+    with np.errstate(over="ignore"):
+        return int(volume.size - np.count_nonzero(np.isfinite(volume.astype(np.float32))))

@@ -1,0 +1,172 @@
+"""Finding the cases of BraTS 2018 to 2024 in a folder tree, by the names of their files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.data.naming import MODALITY_SPELLINGS, split_stem, stem_of, subject_of
+from pipeline.errors import Problem
+
+MASK = "seg"
+FILE_OF = {**{name: f"the file of {name}" for name in MODALITY_SPELLINGS}, MASK: "one mask"}
+
+
+@dataclass
+class FoundCase:
+    """The files of one case: absolute paths by modality, and the mask if there is one."""
+
+    id: str
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> str:
+        """The patient, whose cases all belong in one fold."""
+        return subject_of(self.id)
+
+    @property
+    def images(self) -> dict[str, Path]:
+        """The files of the modalities, in our order."""
+        return {name: self.files[name] for name in MODALITY_SPELLINGS}
+
+    @property
+    def label(self) -> Path | None:
+        """The mask; None for a case without."""
+        return self.files.get(MASK)
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a folder tree holds: complete cases, sorted by id; problems; NIfTI files not used.
+
+    A problem is a case with a file missing, a file that could be either of two, or an id twice.
+    """
+
+    cases: tuple[FoundCase, ...]
+    problems: tuple[Problem, ...]
+    ignored: tuple[Path, ...]
+
+
+def find_cases(root: Path) -> Discovery:
+    """Find every case below `root`, which may be a case folder itself.
+
+    A case is the files of one folder that share what stands before the modality:
+    ``X_flair.nii.gz``, ``X_t1.nii``, ``X-t1c.nii.gz``; or, where nothing stands before it, the
+    folder. Where the folder holds one case and no ``seg``, a file with "seg" anywhere in its name
+    is its mask (case 355 of BraTS 2020: ``W39_1998.09.19_Segm.nii``).
+    Hidden files and folders are passed over; links to folders are followed, each folder once.
+    """
+    found: list[FoundCase] = []
+    problems: list[Problem] = []
+    ignored: list[Path] = []
+    for folder, names in _folders(root):
+        cases, others = _cases_of_folder(folder, names, problems)
+        found += cases
+        ignored += others
+    problems += _faults(found)
+    faulty = {problem.case for problem in problems}
+    complete = [case for case in found if case.id not in faulty]
+    return Discovery(
+        cases=tuple(sorted(complete, key=lambda case: case.id)),
+        problems=tuple(sorted(problems)),
+        ignored=tuple(sorted(ignored)),
+    )
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield every folder below `root` with the names of its visible files, sorted."""
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back to a folder above would never end
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(
+            name for name in subfolders if not name.startswith(".") and name != "__MACOSX"
+        )
+        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+
+
+def _cases_of_folder(
+    folder: Path, names: list[str], problems: list[Problem]
+) -> tuple[list[FoundCase], list[Path]]:
+    """Return the cases of one folder and its other NIfTI files; note files that compete."""
+    cases: dict[str, FoundCase] = {}
+    others: list[Path] = []
+    for name in names:
+        stem = stem_of(name)
+        if stem is None:
+            continue
+        parts = split_stem(stem)
+        if parts is None:
+            others.append(folder / name)
+            continue
+        case = cases.setdefault(parts[0], FoundCase(id=parts[0] or folder.name, folder=folder))
+        other = case.files.setdefault(parts[1], folder / name)
+        if other.name != name:
+            problems.append(_ambiguous(case, parts[1], [other, folder / name]))
+    with_images = [case for case in cases.values() if set(case.files) != {MASK}]
+    if len(with_images) == 1:
+        # A mask under a name of its own belongs to the one case that is here.
+        others += [case.files[MASK] for case in cases.values() if case not in with_images]
+        return with_images, _adopt_mask(with_images[0], others, problems)
+    return list(cases.values()), others
+
+
+def _adopt_mask(case: FoundCase, others: list[Path], problems: list[Problem]) -> list[Path]:
+    """Give a case without a mask the file that looks like one; return the files left over."""
+    candidates = [path for path in others if MASK in path.name.lower()]
+    if case.label or not candidates:
+        return others
+    if len(candidates) > 1:
+        problems.append(_ambiguous(case, MASK, candidates))
+        return others
+    case.files[MASK] = candidates[0]
+    return [path for path in others if path != candidates[0]]
+
+
+def _faults(cases: list[FoundCase]) -> list[Problem]:
+    """Return the cases with a modality missing, and those whose id another case has."""
+    problems = []
+    folder_of_id: dict[str, Path] = {}
+    for case in cases:
+        missing = [name for name in MODALITY_SPELLINGS if name not in case.files]
+        if missing:
+            problems.append(
+                Problem(
+                    case=case.id,
+                    kind="incomplete-case",
+                    file=str(case.folder),
+                    expected=f"a file for each of {', '.join(MODALITY_SPELLINGS)}",
+                    found=f"none for {', '.join(missing)}",
+                    remedy="Add the files, or leave such cases out with --skip-incomplete.",
+                )
+            )
+        other = folder_of_id.setdefault(case.id.casefold(), case.folder)
+        if other != case.folder:
+            problems.append(
+                Problem(
+                    case=case.id,
+                    kind="duplicate-case",
+                    file=str(case.folder),
+                    expected="an id that no other case has",
+                    found=f"the same id in {other}",
+                    remedy="Move one of the two folders out of the tree.",
+                )
+            )
+    return problems
+
+
+def _ambiguous(case: FoundCase, name: str, paths: list[Path]) -> Problem:
+    return Problem(
+        case=case.id,
+        kind="ambiguous-file",
+        file=str(case.folder),
+        expected=FILE_OF[name],
+        found=" and ".join(path.name for path in paths),
+        remedy="Move the one that does not belong there out of the folder.",
+    )

@@ -1,0 +1,83 @@
+"""From a case of the data list to tensors: `LoadCase`, the first transform of every chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from monai.utils import SpaceKeys
+
+from pipeline.data.content import (
+    CaseContent,
+    ImageFile,
+    grid_problems,
+    nonfinite_problems,
+    read_content,
+)
+from pipeline.data.datalist import Case
+from pipeline.errors import DataError, Problem
+from transforms.labels import values_to_classes
+
+
+class LoadCase(Transform):
+    """Read a case: ``{"image": ..., "label": ..., "case": id}``.
+
+    `image` is a float32 MetaTensor (4, X, Y, Z) in modality order; `label` a uint8 MetaTensor
+    (1, X, Y, Z) of class indices, there only with ``labels=True``. Both lie on the grid of the
+    files, untouched. Their meta holds what MONAI's LoadImaged gives, except that
+    `filename_or_obj` is a bare file name: paths do not leave the machine in a checkpoint.
+    """
+
+    def __init__(self, *, labels: bool) -> None:
+        self.labels = labels
+
+    def __call__(self, case: Case) -> dict[str, Any]:
+        """Return the tensors of `case`; DataError lists everything that is wrong with its files."""
+        content, problems = read_content(case, labels=self.labels)
+        problems += grid_problems(content) + nonfinite_problems(content)
+        if problems:
+            raise DataError.of(*problems)
+        result: dict[str, Any] = {"image": _stack(content.images), "case": case.id}
+        if content.label is not None:
+            result["label"] = _class_indices(content, content.label)
+        return result
+
+
+def _stack(images: tuple[ImageFile, ...]) -> MetaTensor:
+    stacked = np.empty((len(images), *images[0].volume.shape), dtype=np.float32)
+    for channel, image in zip(stacked, images, strict=True):
+        channel[...] = image.volume
+    return _with_meta(torch.from_numpy(stacked), images[0])
+
+
+def _class_indices(content: CaseContent, label: ImageFile) -> MetaTensor:
+    values = content.case.label_values
+    try:
+        classes = values_to_classes(np.ascontiguousarray(label.volume)[None], values=values)
+    except ValueError as error:
+        raise DataError.of(
+            Problem(
+                case=content.case.id,
+                kind="label-values",
+                file=label.name,
+                expected=f"the values {list(values)}, as the data list says",
+                found=str(error),
+                remedy="Correct `labels` in the data list's header, or the mask.",
+            )
+        ) from error
+    return _with_meta(torch.as_tensor(classes, dtype=torch.uint8), label)
+
+
+def _with_meta(tensor: torch.Tensor, image: ImageFile) -> MetaTensor:
+    affine = torch.as_tensor(image.affine, dtype=torch.float64)
+    meta = {
+        "original_affine": affine.clone(),
+        "spatial_shape": np.asarray(image.volume.shape),
+        "space": SpaceKeys.RAS,
+        "original_channel_dim": "no_channel",
+        "filename_or_obj": image.name,
+    }
+    return MetaTensor(tensor, affine=affine, meta=meta)

@@ -1,0 +1,97 @@
+"""python -m pipeline.train LIST [--preset original] [--output-dir DIR] [--resume] ...
+
+Train the network on the cases of a data list, validate it, and keep the best and the last state.
+The list is checked first; the run folder then holds settings.json, best.pt, last.pt, metrics.csv,
+log.txt and TensorBoard's files. SIGTERM, SIGINT and SIGUSR1 end it after the iteration, with its
+state saved; the same command with --resume goes on, and gives the same result to the last bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.cli import console, main_of, new_parser, open_log
+
+DEFAULT_PRESET = "original"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the verb's parser."""
+    parser = new_parser("train", __doc__)
+    parser.add_argument("list", type=Path, metavar="LIST", help="the data list, a JSON file")
+    parser.add_argument("--preset", help="original (the article; default) or quick (for a CPU)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="STAGE.NAME=VALUE",
+        dest="assignments",
+        help="change one setting, e.g. training.max_epochs=10; may be repeated",
+    )
+    parser.add_argument("--fold", type=int, help="fold to validate on; the others are trained on")
+    parser.add_argument("--seed", type=int, help="of weights, order, augmentation and dropout")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/latest"), metavar="DIR")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output-dir")
+    parser.add_argument(
+        "--init-weights", type=Path, metavar="FILE", help="a checkpoint, or the article's model2.h5"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    parser.add_argument(
+        "--allow-outside-root",
+        action="store_true",
+        help="accept files outside the folder of the list",
+    )
+    return parser
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Train as the command line says."""
+    from pipeline.data.datalist import read_datalist
+    from pipeline.training.lock import locked_folder
+    from pipeline.training.start import choose_device, stored_state, train
+    from pipeline.training.summary import print_summary, write_summary
+
+    device = choose_device(arguments.device)
+    datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
+    with locked_folder(arguments.output_dir), open_log(arguments.output_dir):
+        state = stored_state(arguments.output_dir, resume=arguments.resume)
+        settings = _settings(arguments, None if state is None else state["settings"])
+        progress = train(
+            datalist,
+            folder=arguments.output_dir,
+            settings=settings.model_dump(mode="json"),
+            device=device,
+            state=state,
+            init_weights=arguments.init_weights,
+        )
+        summary = write_summary(progress, arguments.output_dir)
+        print_summary(summary, arguments.output_dir, console())
+
+
+def _settings(arguments: argparse.Namespace, stored: dict[str, Any] | None) -> Any:
+    from pipeline.config import build_settings, parse_assignments, preset, read_config, resumed
+
+    layers = [
+        read_config(arguments.config) if arguments.config else {},
+        parse_assignments(arguments.assignments),
+        {name: getattr(arguments, name) for name in ("fold", "seed")
+         if getattr(arguments, name) is not None},
+    ]
+    if stored is None:
+        return build_settings(preset(arguments.preset or DEFAULT_PRESET), *layers)
+    base = preset(arguments.preset) if arguments.preset else stored
+    return resumed(build_settings(stored), build_settings(base, *layers))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb and return its exit code."""
+    return main_of(build_parser(), work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Training: the engines, their handlers, checkpoints, and weights from elsewhere."""

@@ -1,0 +1,98 @@
+"""Checkpoints: what is in them, written so that a crash leaves the old one, read without code."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.files import replace_file
+from pipeline.errors import DataError, Problem
+
+FORMAT = 1
+"""Version of the content; raised when an older reader could not understand it."""
+
+REQUIRED_KEYS = frozenset(
+    {"format", "weights", "network", "preprocessing", "header", "settings", "versions", "progress"}
+)
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` (tensors and plain values only) so that `path` is whole at any moment.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and take the name last.
+
+    Raises:
+        ResourceError: The disk is full or cannot be written to; the old file is intact.
+    """
+    missing = REQUIRED_KEYS - set(content)
+    if missing:
+        raise ValueError(f"checkpoint lacks {sorted(missing)}")
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project onto the CPU; nothing in the file is executed.
+
+    Raises:
+        DataError: The file is missing, damaged, from something else, or from a newer version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise _unusable(path, "a checkpoint", "no file") from error
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+    ) as error:
+        found = f"a damaged or foreign file ({type(error).__name__})"
+        raise _unusable(path, "a whole checkpoint of this project", found) from error
+    if not isinstance(content, dict) or not set(content) >= REQUIRED_KEYS:
+        raise _unusable(path, f"the keys {sorted(REQUIRED_KEYS)}", "other content")
+    if content["format"] != FORMAT:
+        raise _unusable(path, f"format {FORMAT}", f"format {content['format']!r}")
+    return content
+
+
+def require_same_modalities(header: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Refuse data whose modalities differ from those that a network was trained on.
+
+    Raises:
+        DataError: Other modalities, or the same in another order.
+    """
+    expected, found = list(stored["modality"]), list(header["modality"])
+    if expected != found:
+        raise DataError.of(
+            Problem(
+                case="data list",
+                kind="modality-order",
+                file="",
+                expected=f"the checkpoint's modalities {expected}",
+                found=f"{found}",
+                remedy="Name the same modalities in the same order in the list's header.",
+            )
+        )
+
+
+def _unusable(path: Path, expected: str, found: str) -> DataError:
+    return DataError.of(
+        Problem(
+            case="checkpoint",
+            kind="unusable-checkpoint",
+            file=path.name,
+            expected=expected,
+            found=found,
+            remedy="Name best.pt or last.pt of a run of this project.",
+        )
+    )

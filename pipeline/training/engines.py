@@ -1,0 +1,100 @@
+"""The pair of MONAI engines: one trains, one validates on whole volumes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.data import DataLoader, MetaTensor
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+
+from pipeline.training.losses import Loss
+
+
+def training_batch(
+    batch: dict[str, Any], device: torch.device, non_blocking: bool, **_: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return image and label on `device`, without the metadata that training has no use for."""
+    return tuple(  # type: ignore[return-value]
+        _plain(batch[key]).to(device, non_blocking=non_blocking) for key in ("image", "label")
+    )
+
+
+def validation_batch(
+    batch: dict[str, Any], device: torch.device, non_blocking: bool, **_: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return image and label on `device`; the image keeps its trace for the way back."""
+    return (
+        batch["image"].to(device, non_blocking=non_blocking),
+        _plain(batch["label"]).to(device, non_blocking=non_blocking),
+    )
+
+
+def plain_forward(inputs: torch.Tensor, network: Callable[..., Any], *_: object) -> torch.Tensor:
+    """Run the network on a tensor without metadata, which slows every layer down."""
+    return network(_plain(inputs))
+
+
+def build_trainer(
+    network: torch.nn.Module,
+    *,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    device: torch.device,
+    max_epochs: int,
+    amp: bool,
+    accumulation_steps: int,
+    handlers: Sequence[object],
+) -> SupervisedTrainer:
+    """Return the trainer; `amp` has an effect on CUDA only."""
+    trainer = SupervisedTrainer(
+        device=device,
+        max_epochs=max_epochs,
+        train_data_loader=loader,
+        network=network,
+        optimizer=optimizer,
+        loss_function=loss,
+        prepare_batch=training_batch,
+        amp=amp and device.type == "cuda",
+        accumulation_steps=accumulation_steps,
+        optim_set_to_none=True,
+        decollate=False,
+        train_handlers=list(handlers),
+    )
+    return _quiet(trainer)
+
+
+def build_evaluator(
+    network: torch.nn.Module,
+    *,
+    loader: DataLoader,
+    postprocessing: Callable[[dict[str, Any]], dict[str, Any]],
+    device: torch.device,
+    amp: bool,
+    handlers: Sequence[object],
+) -> SupervisedEvaluator:
+    """Return the evaluator; its postprocessing takes each prediction to the case's own grid."""
+    evaluator = SupervisedEvaluator(
+        device=device,
+        val_data_loader=loader,
+        network=network,
+        prepare_batch=validation_batch,
+        inferer=plain_forward,  # type: ignore[arg-type]
+        postprocessing=postprocessing,  # type: ignore[arg-type]
+        amp=amp and device.type == "cuda",
+        val_handlers=list(handlers),
+    )
+    return _quiet(evaluator)
+
+
+def _quiet(engine: Any) -> Any:
+    # The engines log each error before they raise it; the verb prints it once, readably.
+    engine.logger.setLevel(logging.CRITICAL)
+    return engine
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

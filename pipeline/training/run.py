@@ -1,0 +1,305 @@
+"""One training run in one folder: started, interrupted, resumed, finished."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from pipeline.data.files import replace_file
+from pipeline.errors import RunStopped
+from pipeline.training.checkpoint import FORMAT, save_checkpoint
+from pipeline.training.data import TrainingData
+from pipeline.training.engines import build_evaluator, build_trainer
+from pipeline.training.handlers import (
+    LossWatch,
+    OptimiserStep,
+    Position,
+    ProgressBar,
+    StopWatch,
+    steps_now,
+)
+from pipeline.training.losses import build_loss
+from pipeline.training.progress import Progress
+from pipeline.training.schedule import build_scheduler
+from pipeline.training.scores import CaseScores
+from pipeline.training.signals import StopRequest
+from pipeline.training.tensorboard import Board
+from transforms import build_postprocessing, build_preprocessing
+
+LOG = logging.getLogger(__name__)
+LAST, BEST, METRICS = "last.pt", "best.pt", "metrics.csv"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a checkpoint must say to use the network again: plain JSON values.
+
+    `network` are the arguments of `build_network`, `preprocessing` those of `build_preprocessing`,
+    `header` is the data list's, `regions` the class indices per region that follow from it.
+    """
+
+    network: dict[str, Any]
+    preprocessing: dict[str, Any]
+    header: dict[str, Any]
+    regions: dict[str, tuple[int, ...]]
+
+
+def seed_everything(seed: int, *, deterministic: bool) -> None:
+    """Seed torch and choose its kernels; `deterministic` costs speed on CUDA."""
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Filling every new tensor with NaN finds reads of unset memory, and costs a pass each time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+class TrainingRun:
+    """Network, optimiser, engines and files of one run.
+
+    Everything random follows from (seed, iteration) or (seed, epoch, index), and the checkpoint
+    holds the rest: a run that was interrupted after any iteration and resumed gives the same bits.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model: Model,
+        network: torch.nn.Module,
+        data: TrainingData,
+        settings: Mapping[str, Any],
+        fingerprint: str,
+        device: torch.device,
+        stop: StopRequest,
+    ) -> None:
+        self.folder = folder
+        self.model = model
+        # oneDNN's kernels for this layout are a quarter faster; the weights decide for all layers.
+        layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+        self.network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.data = data
+        self.settings = settings
+        self.fingerprint = fingerprint
+        self.device = device
+        self.stop = stop
+        self.progress = Progress()
+        training = settings["training"]
+        self.num_iterations = training["max_epochs"] * len(data.training)
+        self.optimizer = build_optimizer(
+            self.network,
+            learning_rate=training["learning_rate"],
+            adam_epsilon=training["adam_epsilon"],
+            weight_decay=training["weight_decay"],
+        )
+        steps_per_epoch = -(-len(data.training) // training["accumulation_steps"])
+        self.scheduler = build_scheduler(
+            self.optimizer,
+            schedule=training["schedule"],
+            num_steps=training["max_epochs"] * steps_per_epoch,
+            warmup_fraction=training["warmup_fraction"],
+        )
+        self.scores = CaseScores(
+            regions=model.regions,
+            num_classes=len(model.header["labels"]),
+            num_pictures=settings["validation"]["num_pictures"],
+        )
+        self.trainer = self._build_trainer(**training)
+        self.evaluator = build_evaluator(
+            self.network,
+            loader=data.validation,
+            postprocessing=build_postprocessing(build_preprocessing(**model.preprocessing)),
+            device=device,
+            amp=training["amp"],
+            handlers=[self.scores, StopWatch(stop)],
+        )
+
+    def _build_trainer(
+        self,
+        *,
+        max_epochs: int,
+        loss: str,
+        gradient_clip: float | None,
+        batch_size: int,
+        amp: bool,
+        accumulation_steps: int,
+        **_: object,
+    ) -> Any:
+        trainer = build_trainer(
+            self.network,
+            loader=self.data.training,
+            optimizer=self.optimizer,
+            loss=build_loss(loss),
+            device=self.device,
+            max_epochs=max_epochs,
+            amp=amp,
+            accumulation_steps=accumulation_steps,
+            handlers=[
+                Position(self.data.sampler, seed=self.settings["seed"], batch_size=batch_size),
+                OptimiserStep(self.scheduler, gradient_clip=gradient_clip),
+            ],
+        )
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: self._finish_epoch())
+        return trainer
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over weights, optimiser, schedule, counters and history of a checkpoint."""
+        self.network.load_state_dict(state["weights"])
+        progress = state["progress"]
+        self.optimizer.load_state_dict(progress["optimizer"])
+        self.scheduler.load_state_dict(progress["scheduler"])
+        for parameter, gradient in zip(
+            self.network.parameters(), progress["gradients"], strict=False
+        ):
+            parameter.grad = gradient.to(self.device)
+        if progress["scaler"] is not None:
+            self.trainer.scaler = torch.amp.GradScaler("cuda")
+            self.trainer.scaler.load_state_dict(progress["scaler"])
+        self.progress = Progress.from_dict(progress["counters"])
+        self.trainer.state.iteration = self.progress.iteration
+        self.trainer.state.epoch = self.progress.iteration // len(self.data.training)
+
+    def go(self) -> Progress:
+        """Train until the last epoch, an early stop, or a signal.
+
+        Raises:
+            RunStopped: A signal asked for it; the state is saved.
+            NumericalError: The loss is not a number; the checkpoints are as they were.
+            ResourceError: A file could not be written; the old ones are intact.
+        """
+        board = Board(self.folder, first_iteration=self.progress.iteration)
+        board.add_hyper_parameters(self.settings)
+        bar = ProgressBar(
+            num_iterations=self.num_iterations, first_iteration=self.progress.iteration
+        )
+        self.board = board
+        # In this order: the loss is counted, then shown, then saved, then the stop is looked at.
+        LossWatch(self.progress).attach(self.trainer)
+        bar.attach(self.trainer)
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        StopWatch(self.stop).attach(self.trainer)
+        try:
+            if self._epoch_is_open():
+                self._finish_epoch()
+            if not self._is_finished() and not self.stop.requested:
+                self.trainer.run()
+        finally:
+            bar.close()
+            board.close()
+        if not self._is_finished():
+            self._save(LAST)
+            raise RunStopped(
+                f"stopped by {self.stop.signal_name} after iteration {self.progress.iteration} of "
+                f"{self.num_iterations}; the state is saved. Repeat the command with --resume."
+            )
+        return self.progress
+
+    def _epoch_is_open(self) -> bool:
+        """Whether all iterations of an epoch are done, but not yet its validation."""
+        num_complete = self.progress.iteration // len(self.data.training)
+        return num_complete > self.progress.num_epochs_done
+
+    def _is_finished(self) -> bool:
+        patience = self.settings["training"]["early_stopping"]
+        if patience is not None and self.progress.validations_since_best() >= patience:
+            return True
+        return self.progress.num_epochs_done >= self.settings["training"]["max_epochs"]
+
+    def _after_iteration(self, engine: Engine) -> None:
+        self.board.add_iteration(
+            engine.state.iteration,
+            loss=float(engine.state.output["loss"]),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+        )
+        every = self.settings["checkpoint"]["every_iterations"]
+        if every is not None and engine.state.iteration % every == 0:
+            self._save(LAST)
+
+    def _finish_epoch(self) -> None:
+        """Validate where it is due, keep the row, save; undone if a signal comes meanwhile."""
+        epoch = self.progress.num_epochs_done + 1
+        row: dict[str, float | int | None] = {
+            "epoch": epoch,
+            "iteration": self.progress.iteration,
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "training_loss": self.progress.epoch_loss_sum / len(self.data.training),
+        }
+        is_last = epoch == self.settings["training"]["max_epochs"]
+        if is_last or epoch % self.settings["validation"]["every_epochs"] == 0:
+            if not self._validate(epoch):
+                return
+            row |= self.evaluator.state.metrics
+        self.progress.add_epoch(row)
+        self._keep_if_best(row)
+        self._save(LAST)
+        replace_file(self.folder / METRICS, self.progress.as_csv().encode())
+        if self._is_finished():
+            self.trainer.terminate()
+
+    def _validate(self, epoch: int) -> bool:
+        """Run the evaluator; False if a signal ended it before the last case."""
+        self.evaluator.run(epoch)
+        if self.evaluator.state.iteration < len(self.data.validation):
+            return False
+        metrics = self.evaluator.state.metrics
+        self.board.add_validation(
+            self.progress.iteration, metrics=metrics, pictures=self.scores.pictures
+        )
+        dices = " ".join(
+            f"{name.removeprefix('dice_')} {value:.3f}"
+            for name, value in metrics.items()
+            if name.startswith("dice_")
+        )
+        LOG.info("Epoch %d: validation Dice %s", epoch, dices)
+        return True
+
+    def _keep_if_best(self, row: Mapping[str, Any]) -> None:
+        if "dice_mean" in row and self.progress.is_better(row["dice_mean"]):
+            self.progress.best_score = row["dice_mean"]
+            self.progress.best_epoch = row["epoch"]
+            self._save(BEST)
+
+    def _save(self, name: str) -> None:
+        scaler = self.trainer.scaler
+        save_checkpoint(
+            self.folder / name,
+            {
+                "format": FORMAT,
+                "weights": self.network.state_dict(),
+                "network": self.model.network,
+                "preprocessing": self.model.preprocessing,
+                "header": self.model.header,
+                "settings": dict(self.settings),
+                "versions": {name: version(name) for name in ("torch", "monai")},
+                "progress": {
+                    "optimizer": self.optimizer.state_dict(),
+                    "scheduler": self.scheduler.state_dict(),
+                    "scaler": None if scaler is None else scaler.state_dict(),
+                    "gradients": self._open_gradients(),
+                    "counters": self.progress.to_dict(),
+                    "fingerprint": self.fingerprint,
+                },
+            },
+        )
+
+    def _open_gradients(self) -> list[torch.Tensor]:
+        """Return the gradients that an unfinished accumulation holds; empty after a step."""
+        if self.progress.iteration == 0 or steps_now(self.trainer):
+            return []
+        return [parameter.grad for parameter in self.network.parameters()]  # type: ignore[misc]
+
+
+def build_optimizer(
+    network: torch.nn.Module, *, learning_rate: float, adam_epsilon: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return Adam, or AdamW where there is a weight decay."""
+    kind = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam
+    return kind(
+        network.parameters(), lr=learning_rate, eps=adam_epsilon, weight_decay=weight_decay
+    )

@@ -1,0 +1,189 @@
+"""Starting or resuming a run: what has to be right before the first iteration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from networks import build_network
+from pipeline.data.datalist import Case, DataList
+from pipeline.data.files import replace_file
+from pipeline.errors import DataError, Problem, SettingsError
+from pipeline.training.checkpoint import load_checkpoint, require_same_modalities
+from pipeline.training.data import prepare_data
+from pipeline.training.keras_weights import load_keras_weights
+from pipeline.training.progress import Progress
+from pipeline.training.run import LAST, Model, TrainingRun, seed_everything
+from pipeline.training.signals import StopRequest
+from transforms import build_preprocessing
+
+LOG = logging.getLogger(__name__)
+SETTINGS = "settings.json"
+
+
+def stored_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
+    """Return the state to resume from, or None where a new run starts in `folder`.
+
+    Raises:
+        SettingsError: There is a run in the folder and it is not to be resumed.
+        DataError: The checkpoint cannot be used; a new run is never started instead.
+    """
+    if not (folder / SETTINGS).exists():
+        return None
+    if not resume:
+        raise SettingsError(
+            f"{folder.name}: there is a run in this folder. Continue it with --resume, or choose "
+            "another --output-dir."
+        )
+    if not (folder / LAST).exists():
+        LOG.info("The run in this folder ended before its first checkpoint: it starts again.")
+        return None
+    return load_checkpoint(folder / LAST)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is CUDA where there is one.
+
+    Raises:
+        SettingsError: There is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"--device {name}: there is no such device: {reason}") from error
+    return device
+
+
+def fingerprint(
+    header: Mapping[str, Any], training: Sequence[Case], validation: Sequence[Case]
+) -> str:
+    """Return a digest of header, split and file sizes: a resumed run must see the same data."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for part in (training, validation):
+        for case in part:
+            files = [*case.images, *([case.label] if case.label else [])]
+            sizes = [(file.name, file.stat().st_size) for file in files]
+            digest.update(repr((case.id, case.label_values, sizes)).encode())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def train(
+    datalist: DataList,
+    *,
+    folder: Path,
+    settings: dict[str, Any],
+    device: torch.device,
+    state: Mapping[str, Any] | None = None,
+    init_weights: Path | None = None,
+) -> Progress:
+    """Train in `folder` and return how it went.
+
+    Args:
+        datalist: Already checked.
+        folder: The run's own folder.
+        settings: All settings as plain values; they are stored in every checkpoint.
+        device: Where the network runs.
+        state: A checkpoint's content to resume from.
+        init_weights: A Keras file of the article (.h5), or a checkpoint, to start from.
+
+    Raises:
+        DataError: The data are not those that the checkpoint was trained on.
+        RunStopped, NumericalError, ResourceError: See `TrainingRun.go`.
+    """
+    seed_everything(settings["seed"], deterministic=settings["training"]["deterministic"])
+    training_cases, validation_cases = datalist.split(settings["fold"])
+    mark = fingerprint(datalist.header(), training_cases, validation_cases)
+    if state is not None:
+        _require_same_data(state, datalist.header(), mark)
+    model, network = _build_model(datalist, settings)
+    if init_weights is not None and state is None:
+        load_weights(network, init_weights, header=datalist.header())
+    data = prepare_data(
+        training_cases,
+        validation_cases,
+        preprocessing=build_preprocessing(**model.preprocessing),
+        augmentation=settings["augmentation"],
+        seed=settings["seed"],
+        batch_size=settings["training"]["batch_size"],
+        **settings["loading"],
+    )
+    replace_file(folder / SETTINGS, json.dumps(settings, indent=2).encode())
+    with StopRequest() as stop:
+        run = TrainingRun(
+            folder,
+            model=model,
+            network=network,
+            data=data,
+            settings=settings,
+            fingerprint=mark,
+            device=device,
+            stop=stop,
+        )
+        if state is not None:
+            run.restore(state)
+        return run.go()
+
+
+def load_weights(network: torch.nn.Module, path: Path, *, header: Mapping[str, Any]) -> None:
+    """Fill `network` from a Keras file of the article or from a checkpoint of this project.
+
+    Raises:
+        SettingsError: The file belongs to a network of another shape.
+        DataError: The file cannot be used, or its modalities are others.
+    """
+    if path.suffix.lower() in (".h5", ".hdf5", ".keras"):
+        load_keras_weights(path, network)
+        return
+    content = load_checkpoint(path)
+    require_same_modalities(header, content["header"])
+    try:
+        network.load_state_dict(content["weights"])
+    except RuntimeError as error:
+        raise SettingsError(
+            f"--init-weights {path.name}: made by another network, {content['network']}. "
+            "Choose its settings (--set network....)."
+        ) from error
+
+
+def _build_model(
+    datalist: DataList, settings: Mapping[str, Any]
+) -> tuple[Model, torch.nn.Module]:
+    arguments = {
+        "name": settings["network"]["name"],
+        "in_channels": len(datalist.modalities),
+        "out_channels": len(datalist.labels),
+        **settings["network"]["settings"],
+    }
+    try:
+        network = build_network(**arguments)
+    except ValueError as error:
+        raise SettingsError(f"network: {error}") from error
+    preprocessing = {**settings["preprocessing"], "divisor": network.divisor}
+    regions = datalist.region_classes()
+    return Model(arguments, preprocessing, datalist.header(), regions), network
+
+
+def _require_same_data(state: Mapping[str, Any], header: Mapping[str, Any], mark: str) -> None:
+    require_same_modalities(header, state["header"])
+    if state["progress"]["fingerprint"] != mark:
+        raise DataError.of(
+            Problem(
+                case="data list",
+                kind="changed-data",
+                file="",
+                expected="the cases, folds, codings and files that the run was started with",
+                found="others",
+                remedy="Resume with the same list and files, or start a new run.",
+            )
+        )

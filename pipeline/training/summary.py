@@ -1,0 +1,47 @@
+"""What a finished run says: its scores beside the background's, and where everything is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.data.files import replace_file
+from pipeline.training.progress import Progress
+from pipeline.training.run import BEST, LAST, METRICS
+from pipeline.training.tensorboard import FOLDER_NAME
+
+SUMMARY = "summary.json"
+BACKGROUND = "background_"
+
+
+def write_summary(progress: Progress, folder: Path) -> dict[str, Any]:
+    """Write `summary.json`: the best and the last validation, and return it."""
+    validated = [row for row in progress.history if "dice_mean" in row]
+    summary = {
+        "best": next((row for row in validated if row["epoch"] == progress.best_epoch), None),
+        "last": validated[-1],
+        "epochs": progress.num_epochs_done,
+        "iterations": progress.iteration,
+    }
+    replace_file(folder / SUMMARY, json.dumps(summary, indent=2).encode())
+    return summary
+
+
+def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    """Print the score table and where everything is."""
+    best, last = summary["best"], summary["last"]
+    best = best or last
+    table = Table(title=f"Validation after {summary['epochs']} epochs", title_justify="left")
+    for name in ("score", f"best (epoch {best['epoch']})", "last", "everything is background"):
+        table.add_column(name, justify="left" if name == "score" else "right")
+    for name in [key for key in last if f"{BACKGROUND}{key}" in last]:
+        values = (best[name], last[name], last[BACKGROUND + name])
+        table.add_row(name, *(f"{value:.4f}" for value in values))
+    console.print(table)
+    console.print(f"Weights:     {folder / BEST} (best), {folder / LAST} (last)")
+    console.print(f"Curves:      {folder / METRICS}, {folder / SUMMARY}")
+    console.print(f"TensorBoard: tensorboard --host 127.0.0.1 --logdir {folder / FOLDER_NAME}")

@@ -1,0 +1,63 @@
+"""What a run shows in TensorBoard: scalars, hyper-parameters, validation pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+FOLDER_NAME = "tensorboard"
+BACKGROUND = "background_"
+
+
+class Board:
+    """Writes the run's event files; on resume, what lies after `first_iteration` is purged."""
+
+    def __init__(self, run_folder: Path, *, first_iteration: int) -> None:
+        self.folder = run_folder / FOLDER_NAME
+        purge = first_iteration + 1 if first_iteration else None
+        self.writer = SummaryWriter(str(self.folder), purge_step=purge)
+
+    def add_hyper_parameters(self, settings: Mapping[str, Any]) -> None:
+        """Show the run's settings, flat, in the HPARAMS tab beside its mean region Dice."""
+        for summary in hparams(_flat(settings), {"validation/dice_mean": 0.0}):
+            # SummaryWriter.add_hparams would open a second run in a folder named after the time.
+            self.writer.file_writer.add_summary(summary)
+
+    def add_iteration(self, iteration: int, *, loss: float, learning_rate: float) -> None:
+        """Add the scalars of one training iteration."""
+        self.writer.add_scalar("training/loss", loss, iteration)
+        self.writer.add_scalar("training/learning_rate", learning_rate, iteration)
+
+    def add_validation(
+        self, iteration: int, *, metrics: Mapping[str, float], pictures: Mapping[str, np.ndarray]
+    ) -> None:
+        """Add the mean scores and the pictures (H, W, 3) of one validation."""
+        for name, value in metrics.items():
+            background = name.startswith(BACKGROUND)
+            tag = f"everything is background/{name[len(BACKGROUND):]}" if background else f"validation/{name}"
+            self.writer.add_scalar(tag, value, iteration)
+        for case, picture in pictures.items():
+            self.writer.add_image(
+                f"image, truth, prediction/{case}", picture, iteration, dataformats="HWC"
+            )
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self.writer.close()
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float]:
+    flat: dict[str, bool | str | float] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            plain = isinstance(value, (bool, int, float, str))
+            flat[prefix + name] = value if plain else str(value)
+    return flat

@@ -1,0 +1,75 @@
+"""Transforms from a loaded case to the network and back; imports numpy, torch, monai only."""
+
+from __future__ import annotations
+
+from transforms.augmentation import (
+    RandInPlaneRotated,
+    build_augmentation,
+    rotate_in_plane,
+    seed_of,
+)
+from transforms.geometry import (
+    ORIENTATION,
+    BorderCrop,
+    BorderCropd,
+    border_crop,
+    border_restore,
+    border_slices,
+)
+from transforms.intensity import (
+    GaussianFilter,
+    GaussianFilterd,
+    LaplacianSharpen,
+    LaplacianSharpend,
+    MinMaxNormalize,
+    MinMaxNormalized,
+    gaussian_filter,
+    laplacian_sharpen,
+    min_max_normalize,
+)
+from transforms.labels import (
+    ClassesToLabelValues,
+    ClassesToLabelValuesd,
+    ClassesToRegions,
+    ClassesToRegionsd,
+    LabelValuesToClasses,
+    LabelValuesToClassesd,
+    classes_to_regions,
+    classes_to_values,
+    values_to_classes,
+)
+from transforms.postprocessing import build_postprocessing
+from transforms.preprocessing import build_preprocessing
+
+__all__ = [
+    "ORIENTATION",
+    "BorderCrop",
+    "BorderCropd",
+    "ClassesToLabelValues",
+    "ClassesToLabelValuesd",
+    "ClassesToRegions",
+    "ClassesToRegionsd",
+    "GaussianFilter",
+    "GaussianFilterd",
+    "LabelValuesToClasses",
+    "LabelValuesToClassesd",
+    "LaplacianSharpen",
+    "LaplacianSharpend",
+    "MinMaxNormalize",
+    "MinMaxNormalized",
+    "RandInPlaneRotated",
+    "border_crop",
+    "border_restore",
+    "border_slices",
+    "build_augmentation",
+    "build_postprocessing",
+    "build_preprocessing",
+    "classes_to_regions",
+    "classes_to_values",
+    "gaussian_filter",
+    "laplacian_sharpen",
+    "min_max_normalize",
+    "rotate_in_plane",
+    "seed_of",
+    "values_to_classes",
+]

@@ -1,0 +1,199 @@
+"""The random chain of training, whose randomness is a function of (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    RandFlipd,
+    RandomizableTransform,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    Transform,
+)
+from monai.utils import ensure_tuple_rep
+
+from transforms.arrays import Volume, plain_tensor, with_meta_of
+
+Mode = Literal["bilinear", "nearest"]
+MODES = ("bilinear", "nearest")
+
+
+def seed_of(seed: int, epoch: int, index: int) -> int:
+    """Return the 32-bit seed of one sample's randomness, by NumPy's SeedSequence.
+
+    Args:
+        seed: of the run; not negative, like the others.
+        epoch: counted from 0.
+        index: of the case in the training set.
+    """
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint32)[0])
+
+
+def rotate_in_plane(volume: Volume, *, degrees: float, mode: Mode) -> torch.Tensor:
+    """Rotate every slice of `volume` (C, X, Y, Z) about its centre by the same angle.
+
+    Positive degrees turn the X axis towards the Y axis, in voxels. The grid and with it the
+    affine stay as they are: the content is what turns. Outside, the nearest edge voxel is
+    repeated.
+
+    Args:
+        volume: any real dtype; it is not changed.
+        degrees: the angle.
+        mode: "bilinear" (float32 out) or "nearest" (same dtype out).
+
+    Returns:
+        A tensor of the same shape; a MetaTensor, with its metadata, if `volume` is one.
+
+    Raises:
+        ValueError: if `mode` is none of these or `volume` has not 4 dimensions.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}; found {mode!r}")
+    plain = plain_tensor(volume)
+    if plain.ndim != 4:
+        raise ValueError(f"a volume must be (C, X, Y, Z); found shape {tuple(plain.shape)}")
+    x, y = _source_positions(plain.shape[1], plain.shape[2], degrees, plain.device)
+    rotated = _nearest(plain, x, y) if mode == "nearest" else _bilinear(plain.float(), x, y)
+    return with_meta_of(volume, rotated)
+
+
+def _source_positions(
+    size_x: int, size_y: int, degrees: float, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where each voxel (X, Y) of the result lies in the source, clamped to the slice.
+
+    In float64, so that the angle 0 is the identity and 90 degrees hit the voxels.
+    """
+    angle = math.radians(degrees)
+    centre_x, centre_y = (size_x - 1) / 2, (size_y - 1) / 2
+    x = torch.arange(size_x, dtype=torch.float64, device=device)[:, None] - centre_x
+    y = torch.arange(size_y, dtype=torch.float64, device=device)[None, :] - centre_y
+    source_x = math.cos(angle) * x + math.sin(angle) * y + centre_x
+    source_y = math.cos(angle) * y - math.sin(angle) * x + centre_y
+    return source_x.clamp_(0, size_x - 1), source_y.clamp_(0, size_y - 1)
+
+
+def _columns(volume: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return the columns along Z (C, X, Y, Z) at the voxel indices `x` and `y`, each (X, Y).
+
+    A column is contiguous memory, the same for all slices: that is what makes this quick.
+    """
+    channels, size_x, size_y, size_z = volume.shape
+    index = (x * size_y + y).flatten()
+    columns = volume.reshape(channels, size_x * size_y, size_z).index_select(1, index)
+    return columns.reshape(volume.shape)
+
+
+def _nearest(volume: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return _columns(volume, (x + 0.5).floor().long(), (y + 0.5).floor().long())
+
+
+def _bilinear(volume: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the four columns around each position, weighted by nearness."""
+    x0, y0 = x.floor().long(), y.floor().long()
+    x1, y1 = (x0 + 1).clamp_(max=volume.shape[1] - 1), (y0 + 1).clamp_(max=volume.shape[2] - 1)
+    right, up = x - x0, y - y0
+    corners = (
+        (x0, y0, (1 - right) * (1 - up)),
+        (x1, y0, right * (1 - up)),
+        (x0, y1, (1 - right) * up),
+        (x1, y1, right * up),
+    )
+    result = torch.zeros_like(volume)
+    for channel, out in zip(volume, result, strict=True):
+        for corner_x, corner_y, weight in corners:
+            columns = _columns(channel[None], corner_x, corner_y)[0]
+            out.addcmul_(columns, weight.float()[..., None])
+    return result
+
+
+class RandInPlaneRotated(RandomizableTransform, MapTransform):
+    """Rotate all keys in the plane by one random angle: the article's `rotation_range`.
+
+    Args:
+        keys: keys of volumes (C, X, Y, Z) on one grid.
+        degrees: the angle is uniform in [-degrees, degrees].
+        modes: of `rotate_in_plane`, one for all keys or one for each.
+        prob: probability of a rotation.
+        allow_missing_keys: skip a key that the data lacks.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        degrees: float,
+        modes: Mode | Sequence[Mode] = "bilinear",
+        prob: float = 1.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.degrees = degrees
+        self.modes = ensure_tuple_rep(modes, len(self.keys))
+        self.angle_degrees = 0.0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw whether to rotate, and the angle; both always, so that later draws stay put."""
+        super().randomize(data)
+        self.angle_degrees = self.R.uniform(-self.degrees, self.degrees)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of `data` in which the volumes at the keys are rotated."""
+        result = dict(data)
+        self.randomize()
+        if self._do_transform:
+            for key, mode in self.key_iterator(result, self.modes):
+                result[key] = rotate_in_plane(result[key], degrees=self.angle_degrees, mode=mode)
+        return result
+
+
+def build_augmentation(
+    *,
+    keys: Sequence[str] = ("image", "label"),
+    rotation_degrees: float = 20.0,
+    rotation_probability: float = 1.0,
+    flip_axes: Sequence[int] = (0, 1),
+    flip_probability: float = 0.5,
+    intensity_scale: float = 0.0,
+    intensity_shift: float = 0.0,
+) -> Compose:
+    """Return the random chain; seed it for each sample with `seed_of`.
+
+    ``chain.set_random_state(seed=seed_of(seed, epoch, index))`` before the call makes the
+    sample's randomness a function of these three alone.
+
+    Args:
+        keys: the image, then any labels (rotated without interpolation), (C, X, Y, Z).
+        rotation_degrees: see `RandInPlaneRotated`; 0 does not rotate.
+        rotation_probability: of a rotation.
+        flip_axes: spatial axes, X = 0, each flipped independently.
+        flip_probability: of a flip along each of them.
+        intensity_scale: the image is multiplied by 1 + uniform in [-scale, scale].
+        intensity_shift: to the image is added a number uniform in [-shift, shift].
+    """
+    image_key, *label_keys = keys
+    steps: list[Transform] = []
+    if rotation_degrees > 0 and rotation_probability > 0:
+        modes: list[Mode] = ["bilinear"]
+        modes += ["nearest"] * len(label_keys)
+        steps.append(
+            RandInPlaneRotated(
+                keys, degrees=rotation_degrees, modes=modes, prob=rotation_probability
+            )
+        )
+    if flip_probability > 0:
+        steps += [RandFlipd(keys, prob=flip_probability, spatial_axis=axis) for axis in flip_axes]
+    if intensity_scale > 0:
+        steps.append(RandScaleIntensityd([image_key], factors=intensity_scale, prob=1.0))
+    if intensity_shift > 0:
+        steps.append(RandShiftIntensityd([image_key], offsets=intensity_shift, prob=1.0))
+    return Compose(steps)
