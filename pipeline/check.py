@@ -112,9 +112,8 @@ def _check(datalist: DataList, *, margins: Any, num_workers: int | None) -> list
     files = _files(datalist)
     num_bytes = sum(path.stat().st_size for path in files if path.is_file())
     num_cases = len(datalist.training) + len(datalist.validation) + len(datalist.testing)
-    output.print(
-        f"{datalist.name}: {num_cases} cases, {len(files)} files, {num_bytes / 1e6:.1f} MB"
-    )
+    size = f"{num_cases} cases, {len(files)} files, {num_bytes / 1e6:.1f} MB"
+    output.print(f"{datalist.name}: {size}", markup=False)
     with Progress(console=console(stderr=True)) as progress:
         task = progress.add_task("checking", total=num_cases)
 
@@ -140,13 +139,17 @@ def _summary(datalist: DataList, problems: Sequence[Problem]) -> dict[str, Any]:
 
 def _print_table(problems: Sequence[Problem]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_lines=True)
-    for heading in ("severity", "case", "file", "problem", "expected", "found", "remedy"):
+    for heading in ("severity", "case and file", "what is wrong"):
         table.add_column(heading, overflow="fold")
     for problem in problems:
-        row = (problem.case, problem.file, problem.kind, problem.expected, problem.found)
-        table.add_row(problem.severity, *row, problem.remedy)
+        wrong = f"{problem.kind}: expected {problem.expected}; found {problem.found}"
+        place = f"{problem.case}\n{problem.file}".rstrip()
+        # Text, not str: a file name may hold what rich would take for markup.
+        cells = (problem.severity, place, f"{wrong}\n{problem.remedy}")
+        table.add_row(*map(Text, cells))
     console().print(table)
 
 

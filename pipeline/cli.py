@@ -70,10 +70,16 @@ def console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def open_log(folder: Path) -> Iterator[None]:
-    """Send what the project reports to the screen and, with times, to `log.txt` in `folder`."""
+    """Send what the project reports to the screen and, with times, to `log.txt` in `folder`.
+
+    A symbolic link planted under that name is replaced, not followed.
+    """
     project = logging.getLogger("pipeline")
     screen = logging.StreamHandler(sys.stdout)
-    file = logging.FileHandler(folder / LOG_NAME, encoding="utf-8")
+    path = folder / LOG_NAME
+    if path.is_symlink():
+        path.unlink()
+    file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     previous = project.level
     project.setLevel(logging.INFO)
@@ -82,7 +88,8 @@ def open_log(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        file.handle(project.makeRecord(project.name, logging.ERROR, "", 0, str(error), (), None))
+        text = f"{type(error).__name__}: {error}"
+        file.handle(project.makeRecord(project.name, logging.ERROR, "", 0, text, (), None))
         raise
     finally:
         project.setLevel(previous)

@@ -6,19 +6,20 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import SettingsError
 
-Margins = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Voxels = Annotated[int, Field(ge=0)]
+Margins = tuple[tuple[Voxels, Voxels], tuple[Voxels, Voxels], tuple[Voxels, Voxels]]
 
 
 class Stage(BaseModel):
-    """Base of all stages: unknown keys and silent type changes are errors."""
+    """Base of all stages: unknown keys, silent type changes, NaN and infinity are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PreprocessingSettings(Stage):
@@ -155,9 +156,8 @@ def preset(name: str) -> dict[str, Any]:
         SettingsError: There is no preset of that name.
     """
     if name not in PRESETS:
-        raise SettingsError(
-            f"preset: expected one of {', '.join(PRESETS)}; found {name!r}.{_did_you_mean(name, PRESETS)}"
-        )
+        hint = _did_you_mean(name, PRESETS)
+        raise SettingsError(f"preset: expected one of {', '.join(PRESETS)}; found {name!r}.{hint}")
     return PRESETS[name]
 
 
@@ -169,7 +169,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SettingsError(
+            f"--config {path.name}: expected a JSON file; {error.strerror}"
+        ) from error
+    except ValueError as error:
         raise SettingsError(f"--config {path.name}: expected a JSON file; {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"--config {path.name}: expected a JSON object of settings")
@@ -180,7 +184,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """Turn `["training.max_epochs=10", ...]` into nested values; the right side is JSON or text.
 
     Raises:
-        SettingsError: An assignment has no `=`.
+        SettingsError: An assignment has no `=`, or names a setting below a plain value.
     """
     nested: dict[str, Any] = {}
     for assignment in assignments:
@@ -197,7 +201,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             target = target.setdefault(stage, {})
             if not isinstance(target, dict):
                 raise SettingsError(f"--set {assignment}: {stage} already has a plain value")
-        target[name] = value
+        target.update(merge(target, {name: value}))
     return nested
 
 
@@ -224,7 +228,8 @@ def build_settings(*layers: Mapping[str, Any]) -> Settings:
     for layer in layers:
         values = merge(values, layer)
     try:
-        return Settings.model_validate(values)
+        # As JSON, where the strict mode still takes a list for a tuple.
+        return Settings.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise SettingsError("\n".join(_describe(dict(e)) for e in error.errors())) from error
 

@@ -25,9 +25,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.case}, {self.file}" if self.file else self.case
-        return (
-            f"{where}: {self.kind}: expected {self.expected}; found {self.found}. {self.remedy}"
-        )
+        return f"{where}: {self.kind}: expected {self.expected}; found {self.found}. {self.remedy}"
 
     def to_dict(self) -> dict[str, str]:
         """Return the problem as plain JSON values."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.data.phantom import Cohort
 
 BRATS_BOX_MM = (240, 240, 155)
+DEFAULT_FOLDS = 5  # of make_datalist, which needs a case for each
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,6 +103,8 @@ def _conclude(cohort: Cohort) -> None:
 
     datalist = cohort.folder / "datalist.json"
     command = ["python", "-m", "pipeline.make_datalist", str(cohort.folder), "-o", str(datalist)]
+    if cohort.num_cases < DEFAULT_FOLDS:
+        command += ["--folds", str(cohort.num_cases)]
     console().print(
         f"cases:    {cohort.case_folder(0)} ... {cohort.case_folder(cohort.num_cases - 1).name}\n"
         f"settings: {cohort.folder / MANIFEST}\n"

@@ -12,9 +12,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import console, main_of, new_parser, open_log
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
 
 DEFAULT_PRESET = "original"
 
@@ -50,37 +53,44 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """Train as the command line says."""
+    """Check the data, then train as the command line says."""
+    from pipeline.data.checking import check_visibly, raise_if_errors
     from pipeline.data.datalist import read_datalist
     from pipeline.training.lock import locked_folder
     from pipeline.training.start import choose_device, stored_state, train
     from pipeline.training.summary import print_summary, write_summary
 
+    folder = arguments.output_dir
     device = choose_device(arguments.device)
     datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
-    with locked_folder(arguments.output_dir), open_log(arguments.output_dir):
-        state = stored_state(arguments.output_dir, resume=arguments.resume)
-        settings = _settings(arguments, None if state is None else state["settings"])
+    state = stored_state(folder, resume=arguments.resume)
+    settings = _settings(arguments, None if state is None else state["settings"])
+    problems = check_visibly(datalist, border_crop=settings.preprocessing.border_crop)
+    print(raise_if_errors(datalist, problems))
+    with locked_folder(folder), open_log(folder):
         progress = train(
             datalist,
-            folder=arguments.output_dir,
+            folder=folder,
             settings=settings.model_dump(mode="json"),
             device=device,
-            state=state,
+            # Read again: until the lock was ours, another process could have gone on with it.
+            state=stored_state(folder, resume=arguments.resume),
             init_weights=arguments.init_weights,
         )
-        summary = write_summary(progress, arguments.output_dir)
-        print_summary(summary, arguments.output_dir, console())
+        print_summary(write_summary(progress, folder), folder, console())
 
 
-def _settings(arguments: argparse.Namespace, stored: dict[str, Any] | None) -> Any:
+def _settings(arguments: argparse.Namespace, stored: dict[str, Any] | None) -> Settings:
     from pipeline.config import build_settings, parse_assignments, preset, read_config, resumed
 
     layers = [
         read_config(arguments.config) if arguments.config else {},
         parse_assignments(arguments.assignments),
-        {name: getattr(arguments, name) for name in ("fold", "seed")
-         if getattr(arguments, name) is not None},
+        {
+            name: value
+            for name, value in (("fold", arguments.fold), ("seed", arguments.seed))
+            if value is not None
+        },
     ]
     if stored is None:
         return build_settings(preset(arguments.preset or DEFAULT_PRESET), *layers)

@@ -156,12 +156,14 @@ def test_keys_can_be_named() -> None:
 
 def test_a_chain_of_the_same_settings_inverts_a_sample_from_another_process() -> None:
     settings = {**SETTINGS["crop, box and padding"], "spacing_mm": 2.0}
-    data = pickle.loads(pickle.dumps(build_preprocessing(**settings)(smooth_case())))  # noqa: S301
+    chain, other = build_preprocessing(**settings), build_preprocessing(**settings)
+    data = chain(smooth_case())
     data["pred"] = logits_of(data["label"].as_tensor())
-    other = build_preprocessing(**settings)
-    _, expected = predicted(settings)
-    result = build_postprocessing(other)(data)
-    assert torch.equal(result["probabilities"].as_tensor(), expected["probabilities"].as_tensor())
+    expected = build_postprocessing(chain)(data)["probabilities"]
+    travelled = pickle.loads(pickle.dumps(data))  # noqa: S301 - made one line above
+    found = build_postprocessing(other)(travelled)["probabilities"]
+    # The same arithmetic on arrays elsewhere in memory: rounding of float32.
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor(), rtol=0, atol=1e-6)
 
 
 def test_a_decollated_batch_is_taken() -> None:

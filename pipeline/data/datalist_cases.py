@@ -65,6 +65,8 @@ class CaseReader:
         if not isinstance(entry, dict):
             self.findings.wrong_type(where, entry, expected="an object, or the path of an image")
             return None
+        if is_text(entry.get("case")):
+            self.findings.case = entry["case"]
         entry = self._with_our_modalities(entry, where)
         known = (*CASE_KEYS, *self.header.modalities)
         check_keys(entry, known=known, where=where, findings=self.findings)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
 
 from pipeline.errors import ResourceError
 
+TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -29,6 +31,13 @@ def replace_file(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise _resource_error(path, len(content), error) from error
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed left in `folder`; nobody else may be writing there."""
+    for path in folder.iterdir():
+        if TEMPORARY_NAME.fullmatch(path.name):
+            path.unlink()
 
 
 def _write_and_sync(path: Path, content: bytes) -> None:

@@ -6,7 +6,7 @@ often, by which worker, or in which process a sample was drawn before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,11 +20,19 @@ from transforms.augmentation import seed_of
 class RandomTransform(Protocol):
     """What an augmentation offers: a call, and a seed to draw from."""
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, item: dict[str, Any], /) -> Any:
         """Transform one case."""
 
     def set_random_state(self, seed: int) -> object:
         """Restart the random numbers."""
+
+
+class Cases(Protocol):
+    """What holds the preprocessed cases: a list, or a dataset with a length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -58,9 +66,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class AugmentedCases(Dataset):
     """Cached cases, augmented by random numbers that belong to (seed, epoch, index)."""
 
-    def __init__(
-        self, cases: Sequence[dict[str, Any]], *, augmentation: RandomTransform, seed: int
-    ) -> None:
+    def __init__(self, cases: Cases, *, augmentation: RandomTransform, seed: int) -> None:
         self.cases = cases
         self.augmentation = augmentation
         self.seed = seed
@@ -75,7 +81,7 @@ class AugmentedCases(Dataset):
 
 
 def training_loader(
-    cases: Sequence[dict[str, Any]],
+    cases: Cases,
     *,
     augmentation: RandomTransform,
     seed: int,
@@ -94,6 +100,6 @@ def training_loader(
     return loader, sampler
 
 
-def validation_loader(cases: Sequence[dict[str, Any]]) -> DataLoader:
+def validation_loader(cases: Dataset) -> DataLoader:
     """Return the loader of whole validation cases, one at a time, in their own order."""
     return DataLoader(cases, batch_size=1, shuffle=False, num_workers=0)

@@ -26,7 +26,7 @@ from pipeline.data.nifti_header import (
     true_type,
 )
 
-CHUNK_BYTES = 1 << 14  # inflates to 16 MiB at most: what a bomb can take before it is noticed
+CHUNK_BYTES = 1 << 13  # inflates to 8 MiB at most: what a bomb can take before it is noticed
 MAX_GZIP_RATIO = 1032  # of the deflate format
 GZIP_STREAM = 16 + zlib.MAX_WBITS  # tells zlib to expect gzip, and to verify its CRC and length
 GZIP_LEVEL = 1  # a label map: 21 ms, where level 9 takes 102 ms

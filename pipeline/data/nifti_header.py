@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ MAX_DATA_OFFSET = 2**24  # extensions (DICOM headers, histories) end long before
 MAX_SCALE = 1e20  # beyond it, 16-bit intensities no longer fit into float32
 MIN_SPACING_MM, MAX_SPACING_MM = 1e-3, 1e3
 MIN_DETERMINANT = 1e-3  # of the three axes' unit vectors: 1 if orthogonal, 0 if in one plane
+
+# nibabel would print its findings; they are in our errors.
+SILENT = logging.Logger("nibabel", level=logging.CRITICAL + 1)
 
 GZIP = "gzip"
 NIFTI = "NIfTI"
@@ -129,7 +133,8 @@ def _parse_with_nibabel(head: bytes, name: str) -> nib.Nifti1Header:
     # Only the fixed part: extensions are neither read nor trusted.
     fixed = head[: kind.template_dtype.itemsize]
     try:
-        return kind.from_fileobj(io.BytesIO(fixed), check=True)
+        header = kind.from_fileobj(io.BytesIO(fixed), check=False)
+        header.check_fix(logger=SILENT)
     except (HeaderDataError, HeaderTypeError, WrapStructError) as error:
         raise fault(
             name,
@@ -138,6 +143,7 @@ def _parse_with_nibabel(head: bytes, name: str) -> nib.Nifti1Header:
             found=str(error),
             remedy="Export or download the image again.",
         ) from error
+    return header
 
 
 def _judge_shape(header: nib.Nifti1Header, name: str, channels: bool) -> tuple[int, ...]:
@@ -214,7 +220,7 @@ def _judge_units(header: nib.Nifti1Header, name: str) -> None:
 def _judge_affine(header: nib.Nifti1Header, name: str) -> np.ndarray:
     try:
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    except HeaderDataError:  # a quaternion that is none
+    except (HeaderDataError, ValueError):  # a quaternion that is none
         affine = np.full((4, 4), np.nan)
     spacing = voxel_sizes(affine)
     in_range = np.all((spacing >= MIN_SPACING_MM) & (spacing <= MAX_SPACING_MM))

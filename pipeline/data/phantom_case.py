@@ -34,7 +34,7 @@ LABEL_VALUES = dict(zip(LABEL_NAMES, (0, 1, 2, 4), strict=True))
 MIN_SIZE = 24
 SPACING_RANGE_MM = (0.5, 8.0)
 # Voxels larger than this are averaged from smaller ones: sulci would be lost between them.
-COARSEST_MM = 2.4
+COARSEST_MM = 3.4
 BLOCK = 5  # of every five cases in a row one does not enhance, and one lies at the brain's edge
 
 
@@ -159,11 +159,16 @@ def _brain(rng: np.random.Generator, grid: Grid, outer: Bodies, shares: dict[str
 
 
 def _label(masks: dict[str, Mask], factor: int) -> npt.NDArray[np.uint8]:
-    """Return the label values: tumour where it fills half a voxel, then its largest part."""
+    """Return the label values: tumour where it fills half a voxel, then its largest part.
+
+    A third of a voxel is enough for the enhancing ring: it is bright, and thinner than most voxels.
+    """
     names = list(masks)
     parts = np.stack([coarse(masks[name].astype(np.float32), factor=factor) for name in names])
+    whole = parts.sum(axis=0) >= 0.5
+    parts[names.index("enhancing_tumour")] *= 2
     values = np.array([LABEL_VALUES[name] for name in names], np.uint8)
-    return np.where(parts.sum(axis=0) >= 0.5, values[parts.argmax(axis=0)], 0).astype(np.uint8)
+    return np.where(whole, values[parts.argmax(axis=0)], 0).astype(np.uint8)
 
 
 def _images(

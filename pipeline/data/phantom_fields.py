@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import fft, ndimage
 
 Field = npt.NDArray[np.float32]
 Real = npt.NDArray[np.floating[Any]]  # what mypy knows of a Field after arithmetic
@@ -17,7 +17,7 @@ Real = npt.NDArray[np.floating[Any]]  # what mypy knows of a Field after arithme
 # Fields are drawn on a cube around the head's centre, so that a case looks much the same whatever
 # the voxels that sample it.
 CUBE_MM = 224.0
-BAND_STEP_MM = 2.0
+BAND_STEP_MM = 2.8
 # Standard deviation of unit white noise under a separable cubic B-spline, averaged over position.
 SPLINE_STD = (151.0 / 315.0) ** 1.5
 
@@ -83,15 +83,15 @@ def band_noise(rng: np.random.Generator, points: Field, *, wavelength_mm: float)
     wavelength apart, like the pattern of gyri.
     """
     size = round(CUBE_MM / BAND_STEP_MM)
-    spectrum = np.fft.rfftn(rng.standard_normal((size,) * 3))
-    across = np.fft.fftfreq(size, BAND_STEP_MM)
-    along = np.fft.rfftfreq(size, BAND_STEP_MM)
+    spectrum = fft.rfftn(rng.standard_normal((size,) * 3, dtype=np.float32))
+    across = fft.fftfreq(size, BAND_STEP_MM)
+    along = fft.rfftfreq(size, BAND_STEP_MM)
     frequency = np.sqrt(
         across[:, None, None] ** 2 + across[None, :, None] ** 2 + along[None, None, :] ** 2
     )
     ring = np.exp(-0.5 * ((frequency * wavelength_mm - 1) / 0.2) ** 2)
-    noise = np.fft.irfftn(spectrum * ring, s=(size,) * 3, axes=(0, 1, 2))
-    noise = (noise / noise.std()).astype(np.float32)
+    noise = fft.irfftn(spectrum * ring.astype(np.float32), s=(size,) * 3)
+    noise /= noise.std()
     index = (points + np.float32(CUBE_MM / 2)) / np.float32(BAND_STEP_MM)
     return ndimage.map_coordinates(noise, index, order=1, mode="grid-wrap", output=np.float32)
 

@@ -55,7 +55,7 @@ class Glioma:
 def draw_glioma(rng: np.random.Generator, head: Head, traits: Traits) -> Glioma:
     """Draw the tumour of a case with these `traits`, somewhere in the cerebrum of `head`."""
     low, high = np.log(VOLUME_RANGE_ML)
-    core_range = (0.15, 0.55) if traits.enhancing else (0.35, 0.75)
+    core_range = (0.2, 0.55) if traits.enhancing else (0.35, 0.75)
     return Glioma(
         centres_mm=_sites(rng, head, traits),
         volume_ml=float(np.exp(rng.uniform(low, high))),

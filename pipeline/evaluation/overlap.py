@@ -34,11 +34,7 @@ def region_dice(
     Raises:
         ValueError: The shapes differ.
     """
-    if prediction.shape != reference.shape:
-        raise ValueError(
-            f"prediction {tuple(prediction.shape)} and reference {tuple(reference.shape)} "
-            "must have the same shape"
-        )
+    _require_same_shape(prediction.shape, reference.shape)
     return {
         name: dice(_union(prediction, classes), _union(reference, classes))
         for name, classes in regions.items()
@@ -59,7 +55,11 @@ def article_metrics(
         probabilities: (C, X, Y, Z), summing to 1 over C.
         reference: (1, X, Y, Z), class indices.
         epsilon: The article's guard against a division by zero.
+
+    Raises:
+        ValueError: The shapes differ in more than the channels.
     """
+    _require_same_shape((1, *probabilities.shape[1:]), reference.shape)
     num_classes = probabilities.shape[0]
     index = reference.long()
     # The one-hot reference is 1 in one channel a voxel: picking that channel is the product's sum.
@@ -100,6 +100,14 @@ def named_dice(dices: Mapping[str, float]) -> dict[str, float]:
     return {"dice_mean": sum(dices.values()) / len(dices)} | {
         f"dice_{name}": value for name, value in dices.items()
     }
+
+
+def _require_same_shape(prediction: Sequence[int], reference: Sequence[int]) -> None:
+    if tuple(prediction) != tuple(reference):
+        raise ValueError(
+            f"prediction {tuple(prediction)} and reference {tuple(reference)} "
+            "must have the same shape"
+        )
 
 
 def _union(classes: torch.Tensor, members: Sequence[int]) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -21,6 +23,20 @@ REQUIRED_KEYS = frozenset(
     {"format", "weights", "network", "preprocessing", "header", "settings", "versions", "progress"}
 )
 
+# What Python, zipfile and torch raise on a file whose bytes are not what they should be.
+DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` (tensors and plain values only) so that `path` is whole at any moment.
@@ -29,6 +45,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises:
         ResourceError: The disk is full or cannot be written to; the old file is intact.
+        ValueError: `content` lacks one of `REQUIRED_KEYS`.
     """
     missing = REQUIRED_KEYS - set(content)
     if missing:
@@ -41,21 +58,18 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this project onto the CPU; nothing in the file is executed.
 
+    torch itself does not verify the checksums in its files: a flipped bit would become a weight.
+
     Raises:
         DataError: The file is missing, damaged, from something else, or from a newer version.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise _unusable(path, "a checkpoint", "no file") from error
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-    ) as error:
+        with path.open("rb") as file:
+            _verify_checksums(file)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise _unusable(path, "a checkpoint", f"{error.strerror}") from error
+    except DAMAGE as error:
         found = f"a damaged or foreign file ({type(error).__name__})"
         raise _unusable(path, "a whole checkpoint of this project", found) from error
     if not isinstance(content, dict) or not set(content) >= REQUIRED_KEYS:
@@ -83,6 +97,14 @@ def require_same_modalities(header: Mapping[str, Any], stored: Mapping[str, Any]
                 remedy="Name the same modalities in the same order in the list's header.",
             )
         )
+
+
+def _verify_checksums(file: BinaryIO) -> None:
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+    file.seek(0)
 
 
 def _unusable(path: Path, expected: str, found: str) -> DataError:

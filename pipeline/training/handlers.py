@@ -53,21 +53,21 @@ class LossWatch:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
 
     def _check(self, engine: Engine) -> None:
-        loss = float(engine.state.output["loss"])
+        loss = engine.state.output["loss"].item()
         if not math.isfinite(loss):
-            raise NumericalError(
-                f"iteration {engine.state.iteration}: the loss is {loss} for the case(s) "
-                f"{', '.join(engine.state.batch['case'])}. The checkpoints hold the state before "
-                "it. Look at these cases, or lower training.learning_rate."
-            )
+            raise NumericalError(_unusable(engine, f"the loss is {loss}"))
 
     def _add(self, engine: Engine) -> None:
         self.progress.iteration = engine.state.iteration
-        self.progress.epoch_loss_sum += float(engine.state.output["loss"])
+        self.progress.epoch_loss_sum += engine.state.output["loss"].item()
 
 
 class OptimiserStep:
-    """Clips the gradients before, and moves the learning rate after, each optimiser step."""
+    """Checks and clips the gradients before, and moves the learning rate after, each step.
+
+    A loss may be finite and its gradient not: one such step, and all weights are NaN. Under mixed
+    precision the scaler skips it and lowers its scale, so that there it is no error.
+    """
 
     def __init__(self, scheduler: LRScheduler, *, gradient_clip: float | None) -> None:
         self.scheduler = scheduler
@@ -75,16 +75,20 @@ class OptimiserStep:
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Register with the trainer."""
-        if self.gradient_clip is not None:
-            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._clip)
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._check_and_clip)
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self._move_rate)
 
-    def _clip(self, engine: SupervisedTrainer) -> None:
+    def _check_and_clip(self, engine: SupervisedTrainer) -> None:
         if not steps_now(engine):
             return
         if engine.scaler is not None:
             engine.scaler.unscale_(engine.optimizer)
-        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.gradient_clip or 0.0)
+        parameters = list(engine.network.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if engine.scaler is None and not math.isfinite(norm):
+            raise NumericalError(_unusable(engine, f"the norm of the gradients is {float(norm)}"))
+        if self.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip, norm)
 
     def _move_rate(self, engine: SupervisedTrainer) -> None:
         if steps_now(engine):
@@ -94,20 +98,30 @@ class OptimiserStep:
 def steps_now(engine: SupervisedTrainer) -> bool:
     """Whether the current iteration ends with an optimiser step: MONAI's rule of accumulation."""
     position = (engine.state.iteration - 1) % engine.state.epoch_length + 1
+    return position % engine.accumulation_steps == 0 or position == engine.state.epoch_length
+
+
+def _unusable(engine: Engine, what: str) -> str:
     return (
-        position % engine.accumulation_steps == 0 or position == engine.state.epoch_length
+        f"iteration {engine.state.iteration}: {what} for the case(s) "
+        f"{', '.join(engine.state.batch['case'])}. The checkpoints hold the state before it. "
+        "Look at these cases, or lower training.learning_rate."
     )
 
 
 class StopWatch:
-    """Ends an engine between two iterations after a signal has asked for it."""
+    """Ends an engine between two iterations after a signal has asked for it.
+
+    Also between two epochs, for a signal that comes during the validation at an epoch's end.
+    """
 
     def __init__(self, stop: StopRequest) -> None:
         self.stop = stop
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer or the evaluator."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._terminate_if_asked)
+        for event in (Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(event, self._terminate_if_asked)
 
     def _terminate_if_asked(self, engine: Engine) -> None:
         if self.stop.requested:
@@ -134,7 +148,7 @@ class ProgressBar:
     def _advance(self, engine: Engine) -> None:
         self.bar.set_postfix(
             epoch=f"{engine.state.epoch}/{engine.state.max_epochs}",
-            loss=f"{float(engine.state.output['loss']):.4f}",
+            loss=f"{engine.state.output['loss'].item():.4f}",
             refresh=False,
         )
         self.bar.update()

@@ -15,14 +15,17 @@ LOCK_NAME = "run.lock"
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder.
+    """Hold the lock of a run's folder; a symbolic link under its name is replaced, not followed.
 
     Raises:
         ResourceError: The folder cannot be written to, or another process holds the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / LOCK_NAME).open("a+")
+        path = folder / LOCK_NAME
+        if path.is_symlink():
+            path.unlink()
+        handle = path.open("a+")
     except OSError as error:
         raise ResourceError(
             f"{folder.name}: cannot be written to: {error.strerror}. Choose another --output-dir."

@@ -1,4 +1,4 @@
-"""Validation pictures: a slice of the image, of the truth over it, and of the prediction over it."""
+"""Validation pictures: a slice of the image, beside it with the truth and the prediction on it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-
 @dataclass
 class Progress:
     """Counters, the open epoch's losses, the best score, and one row for each finished epoch.

@@ -214,7 +214,7 @@ class TrainingRun:
     def _after_iteration(self, engine: Engine) -> None:
         self.board.add_iteration(
             engine.state.iteration,
-            loss=float(engine.state.output["loss"]),
+            loss=engine.state.output["loss"].item(),
             learning_rate=self.optimizer.param_groups[0]["lr"],
         )
         every = self.settings["checkpoint"]["every_iterations"]
@@ -233,6 +233,7 @@ class TrainingRun:
         is_last = epoch == self.settings["training"]["max_epochs"]
         if is_last or epoch % self.settings["validation"]["every_epochs"] == 0:
             if not self._validate(epoch):
+                self.trainer.terminate()
                 return
             row |= self.evaluator.state.metrics
         self.progress.add_epoch(row)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+SCHEDULES = ("constant", "cosine", "poly")
+
 
 def rate_factor(step: int, *, schedule: str, num_steps: int, num_warmup: int) -> float:
     """Return what the learning rate is multiplied by at `step` (from 0) of `num_steps`.
@@ -17,6 +19,8 @@ def rate_factor(step: int, *, schedule: str, num_steps: int, num_warmup: int) ->
     Raises:
         ValueError: There is no such schedule.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}; found {schedule!r}")
     if step < num_warmup:
         return (step + 1) / num_warmup
     progress = min((step - num_warmup) / max(num_steps - num_warmup, 1), 1.0)
@@ -24,9 +28,7 @@ def rate_factor(step: int, *, schedule: str, num_steps: int, num_warmup: int) ->
         return 1.0
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
-    if schedule == "poly":
-        return (1.0 - progress) ** 0.9
-    raise ValueError(f"schedule: expected constant, cosine or poly; found {schedule!r}")
+    return (1.0 - progress) ** 0.9
 
 
 def build_scheduler(

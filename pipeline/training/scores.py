@@ -47,7 +47,6 @@ class CaseScores:
         engine.add_event_handler(Events.EPOCH_STARTED, self._reset)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._score_network_grid)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._score_own_grid)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._average)
 
     def _reset(self, _: Engine) -> None:
         self.cases.clear()
@@ -74,8 +73,13 @@ class CaseScores:
             dices = region_dice(_plain(output["classes"]), truth, regions=self.regions)
             background = self._background_of(case, truth, _plain(output["label"]))
             self.cases[case] = named_dice(dices) | self.cases[case] | background
+        # Not when the epoch is completed: that never comes if a signal arrives in the last case.
+        if engine.state.iteration == engine.state.epoch_length:
+            self._average(engine)
 
-    def _background_of(self, case: str, native: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
+    def _background_of(
+        self, case: str, native: torch.Tensor, label: torch.Tensor
+    ) -> dict[str, float]:
         if case not in self._background:
             scores = background_scores(
                 native, label, regions=self.regions, num_classes=self.num_classes
@@ -86,11 +90,10 @@ class CaseScores:
     def _average(self, engine: Engine) -> None:
         names = next(iter(self.cases.values()))
         engine.state.metrics = {
-            name: float(np.mean([scores[name] for scores in self.cases.values()]))
-            for name in names
+            name: float(np.mean([scores[name] for scores in self.cases.values()])) for name in names
         }
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return it on the CPU without metadata: comparing MetaTensors costs more than the comparison."""
+    """Return it on the CPU without metadata, which makes a comparison cost more than it should."""
     return (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).cpu()

@@ -37,6 +37,7 @@ class StopRequest:
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
+        # One by one, because another signal may come, and restore the rest, in the midst of this.
+        while self._previous:
+            number, handler = self._previous.popitem()
             signal.signal(number, handler)  # type: ignore[arg-type]
-        self._previous.clear()

@@ -13,7 +13,7 @@ import torch
 
 from networks import build_network
 from pipeline.data.datalist import Case, DataList
-from pipeline.data.files import replace_file
+from pipeline.data.files import replace_file, sweep_temporaries
 from pipeline.errors import DataError, Problem, SettingsError
 from pipeline.training.checkpoint import load_checkpoint, require_same_modalities
 from pipeline.training.data import prepare_data
@@ -101,6 +101,7 @@ def train(
         DataError: The data are not those that the checkpoint was trained on.
         RunStopped, NumericalError, ResourceError: See `TrainingRun.go`.
     """
+    sweep_temporaries(folder)
     seed_everything(settings["seed"], deterministic=settings["training"]["deterministic"])
     training_cases, validation_cases = datalist.split(settings["fold"])
     mark = fingerprint(datalist.header(), training_cases, validation_cases)

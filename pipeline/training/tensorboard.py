@@ -15,18 +15,20 @@ BACKGROUND = "background_"
 
 
 class Board:
-    """Writes the run's event files; on resume, what lies after `first_iteration` is purged."""
+    """Writes the run's event files; what an earlier start wrote after `first_iteration` is purged.
+
+    That is also so where a run starts again from 0, because it ended before its first checkpoint.
+    """
 
     def __init__(self, run_folder: Path, *, first_iteration: int) -> None:
         self.folder = run_folder / FOLDER_NAME
-        purge = first_iteration + 1 if first_iteration else None
-        self.writer = SummaryWriter(str(self.folder), purge_step=purge)
+        self.writer = SummaryWriter(str(self.folder), purge_step=first_iteration + 1)
 
     def add_hyper_parameters(self, settings: Mapping[str, Any]) -> None:
         """Show the run's settings, flat, in the HPARAMS tab beside its mean region Dice."""
         for summary in hparams(_flat(settings), {"validation/dice_mean": 0.0}):
             # SummaryWriter.add_hparams would open a second run in a folder named after the time.
-            self.writer.file_writer.add_summary(summary)
+            self.writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
 
     def add_iteration(self, iteration: int, *, loss: float, learning_rate: float) -> None:
         """Add the scalars of one training iteration."""
@@ -38,9 +40,8 @@ class Board:
     ) -> None:
         """Add the mean scores and the pictures (H, W, 3) of one validation."""
         for name, value in metrics.items():
-            background = name.startswith(BACKGROUND)
-            tag = f"everything is background/{name[len(BACKGROUND):]}" if background else f"validation/{name}"
-            self.writer.add_scalar(tag, value, iteration)
+            group = "everything is background" if name.startswith(BACKGROUND) else "validation"
+            self.writer.add_scalar(f"{group}/{name.removeprefix(BACKGROUND)}", value, iteration)
         for case, picture in pictures.items():
             self.writer.add_image(
                 f"image, truth, prediction/{case}", picture, iteration, dataformats="HWC"

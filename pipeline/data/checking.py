@@ -1,0 +1,81 @@
+"""The integrity check as users see it: what it will read, a progress bar, one table of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+from rich.table import Table
+
+from pipeline.cli import console
+from pipeline.data.datalist import Case, DataList
+from pipeline.data.integrity import check_datalist
+from pipeline.errors import DataError, Problem
+from transforms.geometry import Margins
+
+
+def check_visibly(
+    datalist: DataList, *, border_crop: Margins | None, num_workers: int | None = None
+) -> list[Problem]:
+    """Say what is going to be read, check it behind a progress bar, and print all problems."""
+    cases = all_cases(datalist)
+    files = all_files(datalist)
+    num_bytes = sum(path.stat().st_size for path in files if path.is_file())
+    console().print(
+        f"Checking {datalist.name}: {len(cases)} cases, {len(files)} files, "
+        f"{num_bytes / 1e6:.1f} MB"
+    )
+    with Progress(console=console(stderr=True)) as progress:
+        task = progress.add_task("Checking", total=len(cases))
+
+        def advance(_: Case) -> None:
+            progress.advance(task)
+
+        problems = check_datalist(
+            datalist, border_crop=border_crop, num_workers=num_workers, on_progress=advance
+        )
+    if problems:
+        console().print(_table(problems))
+    return problems
+
+
+def raise_if_errors(datalist: DataList, problems: Sequence[Problem]) -> str:
+    """Return the verdict in words.
+
+    Raises:
+        DataError: One of the problems is an error; it carries all of them.
+    """
+    num_errors = sum(problem.severity == "error" for problem in problems)
+    verdict = (
+        f"{len(all_cases(datalist))} cases: {num_errors} errors, "
+        f"{len(problems) - num_errors} warnings"
+    )
+    if num_errors:
+        raise DataError(f"{datalist.path.name}: {verdict}.", problems)
+    return verdict
+
+
+def all_cases(datalist: DataList) -> tuple[Case, ...]:
+    """Return the cases of all sections."""
+    return (*datalist.training, *datalist.validation, *datalist.testing)
+
+
+def all_files(datalist: DataList) -> list[Path]:
+    """Return the files of all cases, labels included."""
+    return [
+        path
+        for case in all_cases(datalist)
+        for path in (*case.images, case.label)
+        if path is not None
+    ]
+
+
+def _table(problems: Sequence[Problem]) -> Table:
+    table = Table(show_lines=True)
+    for heading in ("severity", "case", "file", "problem", "expected", "found", "remedy"):
+        table.add_column(heading, overflow="fold")
+    for problem in problems:
+        row = (problem.case, problem.file, problem.kind, problem.expected, problem.found)
+        table.add_row(problem.severity, *row, problem.remedy)
+    return table

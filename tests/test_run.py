@@ -1,0 +1,273 @@
+"""A whole run: what it leaves, and that an interrupted one ends like one that was not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_cohort
+
+from pipeline.config import build_settings
+from pipeline.data.datalist import read_datalist
+from pipeline.errors import DataError, NumericalError, RunStopped, SettingsError
+from pipeline.training import run as run_module
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.progress import Progress
+from pipeline.training.run import BEST, LAST, METRICS, TrainingRun
+from pipeline.training.start import stored_state, train
+
+# Four training and four validation cases: two epochs of four iterations.
+TINY = {
+    "fold": 0,
+    "preprocessing": {"border_crop": [[1, 1], [1, 1], [1, 1]]},
+    "network": {"settings": {"num_levels": 2, "num_filters": 2}},
+    "training": {"max_epochs": 2, "accumulation_steps": 3, "schedule": "cosine"},
+    "validation": {"num_pictures": 1},
+}
+Runner = Callable[..., Progress]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cohort(tmp_path_factory.mktemp("cohort"), num_cases=8)
+
+
+@pytest.fixture
+def runner(cohort: Path) -> Runner:
+    def run(folder: Path, *, resume: bool = False, **changes: Any) -> Progress:
+        folder.mkdir(exist_ok=True)
+        return train(
+            read_datalist(cohort),
+            folder=folder,
+            settings=build_settings(TINY, changes).model_dump(mode="json"),
+            device=torch.device("cpu"),
+            state=stored_state(folder, resume=resume),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    settings = build_settings(TINY).model_dump(mode="json")
+    train(read_datalist(cohort), folder=folder, settings=settings, device=torch.device("cpu"))
+    return folder
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, iteration: int) -> None:
+    """Send this process SIGTERM in the middle of that iteration's bookkeeping."""
+    original = TrainingRun._after_iteration
+
+    def after_iteration(self: TrainingRun, engine: Any) -> None:
+        original(self, engine)
+        if engine.state.iteration == iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingRun, "_after_iteration", after_iteration)
+
+
+def assert_same(left: Any, right: Any, where: str = "checkpoint") -> None:
+    """Equal to the last bit, tensors and plain values alike."""
+    assert type(left) is type(right), where
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), where
+        for index, (one, other) in enumerate(zip(left, right, strict=True)):
+            assert_same(one, other, f"{where}[{index}]")
+    else:
+        assert left == right, where
+
+
+def assert_same_run(left: Path, right: Path, *, apart_from: tuple[str, ...] = ()) -> None:
+    assert (left / METRICS).read_bytes() == (right / METRICS).read_bytes()
+    for name in (LAST, BEST):
+        one, other = load_checkpoint(left / name), load_checkpoint(right / name)
+        for content in (one, other):
+            for stage in apart_from:
+                content["settings"].pop(stage)
+        assert_same(one, other, name)
+
+
+def test_a_run_leaves_everything(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert {BEST, LAST, METRICS, "settings.json", "tensorboard"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    content = load_checkpoint(whole / LAST)
+    assert content["header"]["modality"] == ["flair", "t1", "t1ce", "t2"]
+    assert content["progress"]["counters"]["iteration"] == 8
+    lines = (whole / METRICS).read_text().splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("epoch,iteration,learning_rate,training_loss,dice_mean,dice_WT")
+    assert "background_article_dice" in lines[0]
+
+
+# 4 is the end of an epoch before its validation; accumulation is open after 1, 2 and 5.
+@pytest.mark.parametrize("iteration", [1, 2, 3, 4, 5, 7])
+def test_resumed_equals_uninterrupted(
+    runner: Runner, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iteration: int
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, iteration)
+        with pytest.raises(RunStopped, match=f"SIGTERM after iteration {iteration} of 8"):
+            runner(tmp_path / "run")
+    runner(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_resumed_equals_uninterrupted_with_workers(
+    runner: Runner, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = {"loading": {"num_workers": 2}}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(RunStopped, match="iteration 3"):
+            runner(tmp_path / "run", **workers)
+    runner(tmp_path / "run", resume=True, **workers)
+    # Neither the interruption nor the number of workers may show, except in the settings.
+    assert_same_run(tmp_path / "run", whole, apart_from=("loading",))
+
+
+def test_resumed_from_an_earlier_checkpoint_equals_uninterrupted(
+    runner: Runner, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after kill -9: two iterations are lost with the process, and done again."""
+
+    class KilledError(Exception):
+        pass
+
+    def killed(self: TrainingRun, engine: Any) -> None:
+        original(self, engine)
+        if engine.state.iteration == 7:
+            raise KilledError
+
+    original = TrainingRun._after_iteration
+    often = {"checkpoint": {"every_iterations": 5}}
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_after_iteration", killed)
+        with pytest.raises(KilledError):
+            runner(tmp_path / "run", **often)
+    assert load_checkpoint(tmp_path / "run" / LAST)["progress"]["counters"]["iteration"] == 5
+    runner(tmp_path / "run", resume=True, **often)
+    assert_same_run(tmp_path / "run", whole, apart_from=("checkpoint",))
+
+
+def test_a_signal_during_validation_leaves_the_epoch_open(
+    runner: Runner, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run_module.CaseScores._score_own_grid
+
+    def score(self: Any, engine: Any) -> None:
+        original(self, engine)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.CaseScores, "_score_own_grid", score)
+        with pytest.raises(RunStopped, match="SIGTERM after iteration 4 of 8"):
+            runner(tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / LAST)["progress"]["counters"]["history"] == []
+    runner(tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_finished_run_is_not_trained_again(runner: Runner, whole: Path) -> None:
+    before = (whole / LAST).stat().st_mtime_ns
+    progress = runner(whole, resume=True)
+    assert progress.num_epochs_done == 2
+    assert (whole / LAST).stat().st_mtime_ns == before
+
+
+def test_a_finished_run_goes_on_with_more_epochs(
+    runner: Runner, tmp_path: Path, whole: Path
+) -> None:
+    constant = {"training": {"schedule": "constant"}}
+    runner(tmp_path / "run", **constant)
+    longer = {"training": {"schedule": "constant", "max_epochs": 3}}
+    runner(tmp_path / "run", resume=True, **longer)
+    runner(tmp_path / "at once", **longer)
+    # Only the stored settings of the best epoch tell that the end was once set earlier.
+    assert_same_run(tmp_path / "run", tmp_path / "at once", apart_from=("training",))
+
+
+def test_early_stopping_ends_the_run_and_stays_ended(runner: Runner, tmp_path: Path) -> None:
+    # A rate of practically nothing: no validation is better than the first.
+    still = {"training": {"max_epochs": 9, "early_stopping": 2, "learning_rate": 1e-12}}
+    assert runner(tmp_path / "run", **still).num_epochs_done == 3
+    assert runner(tmp_path / "run", resume=True, **still).num_epochs_done == 3
+
+
+def test_a_loss_that_is_no_number_leaves_the_checkpoints(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return logits.mean() * (float("nan") if len(calls) == 6 else 1.0)
+
+    monkeypatch.setattr(run_module, "build_loss", lambda name: loss)
+    with pytest.raises(NumericalError, match=r"iteration 6: the loss is nan for .*case_00"):
+        runner(tmp_path / "run")
+    content = load_checkpoint(tmp_path / "run" / LAST)
+    assert content["progress"]["counters"]["iteration"] == 4
+    assert all(torch.isfinite(value).all() for value in content["weights"].values())
+
+
+def test_a_run_is_not_overwritten(runner: Runner, whole: Path) -> None:
+    with pytest.raises(SettingsError, match="there is a run in this folder.*--resume"):
+        runner(whole)
+
+
+def test_other_data_are_refused_on_resume(whole: Path, tmp_path: Path) -> None:
+    other = read_datalist(make_cohort(tmp_path, num_cases=6))
+    state = stored_state(whole, resume=True)
+    with pytest.raises(DataError, match="changed-data"):
+        train(
+            other,
+            folder=whole,
+            settings=build_settings(TINY).model_dump(mode="json"),
+            device=torch.device("cpu"),
+            state=state,
+        )
+
+
+def save_for_ever(folder: Path, content: dict[str, Any]) -> None:
+    number = 0
+    while True:
+        number += 1
+        for name in (LAST, BEST):
+            save_checkpoint(folder / name, {**content, "settings": {"number": number}})
+
+
+def test_killed_while_saving_leaves_whole_checkpoints(whole: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(whole / LAST)
+    # As large as the article's network with Adam's state, so that the kill hits the writing.
+    content["weights"] = {"weight": torch.zeros(7_000_000)}
+    for name in (LAST, BEST):
+        save_checkpoint(tmp_path / name, content)
+    numbers = []
+    for attempt in range(20):
+        process = multiprocessing.get_context("fork").Process(
+            target=save_for_ever, args=(tmp_path, content)
+        )
+        process.start()
+        time.sleep(0.05 + 0.017 * attempt)
+        process.kill()
+        process.join()
+        numbers += [
+            load_checkpoint(tmp_path / name)["settings"].get("number", 0) for name in (LAST, BEST)
+        ]
+    assert max(numbers) > 0, "no process lived long enough to save: nothing was tested"

@@ -1,0 +1,234 @@
+"""The verb `train`: its exit codes, its messages, and what it leaves in the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_cohort
+
+from networks import build_network
+from pipeline import train
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.lock import locked_folder
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--fold=0",
+    "--set=preprocessing.border_crop=null",
+    '--set=network.settings={"num_levels": 2, "num_filters": 2}',
+    "--set=training.max_epochs=1",
+    "--device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cohort(tmp_path_factory.mktemp("cohort"), num_cases=4)
+
+
+def run(cohort: Path, folder: Path, *options: str) -> int:
+    return train.main([str(cohort), "--output-dir", str(folder), *TINY, *options])
+
+
+def test_trains_says_where_everything_is_and_is_not_done_twice(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a run"
+    assert run(cohort, folder) == 0
+    first = capsys.readouterr().out
+    for told in ("everything is background", "best.pt", "metrics.csv", "tensorboard --host"):
+        assert told in first
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best"]["epoch"] == 1
+    written = (folder / "last.pt").stat().st_mtime_ns
+    assert run(cohort, folder, "--resume") == 0
+    assert "everything is background" in capsys.readouterr().out
+    assert (folder / "last.pt").stat().st_mtime_ns == written
+
+
+def test_an_unfinished_score_table_is_shown_for_the_last_epoch_without_a_best(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.training.progress import Progress
+
+    monkeypatch.setattr(Progress, "is_better", lambda self, score: False)
+    assert run(cohort, tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["best"] is None
+
+
+def test_a_run_in_the_folder_is_not_overwritten(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    assert run(cohort, tmp_path) == 2
+    assert "there is a run in this folder" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_starts_again_and_says_so(
+    cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    with caplog.at_level("INFO", logger="pipeline"):
+        assert run(cohort, tmp_path, "--resume") == 0
+    assert "ended before its first checkpoint" in caplog.text
+
+
+def test_a_torn_checkpoint_is_an_error_not_a_new_run(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cohort, tmp_path) == 0
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
+    assert run(cohort, tmp_path, "--resume") == 3
+    assert "unusable-checkpoint" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused_on_resume(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cohort, tmp_path) == 0
+    assert run(cohort, tmp_path, "--resume", "--set=training.loss=dice") == 2
+    assert "training.loss: 'cross_entropy' -> 'dice'" in capsys.readouterr().err
+    assert run(cohort, tmp_path, "--resume", "--preset=quick") == 2
+    assert "preprocessing.spacing_mm: None -> 2.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--set=training.max_epoch=3", "Did you mean training.max_epochs"),
+        ("--preset=quik", "Did you mean quick"),
+        ("--device=cuda:7", "--device cuda:7: there is no such device"),
+        ("--set=network.settings={\"num_filter\": 2}", "num_filters"),
+        ("--set=network.name=\"UNet\"", "UNet3D"),
+    ],
+)
+def test_wrong_settings_end_with_2(
+    cohort: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    message: str,
+) -> None:
+    assert run(cohort, tmp_path / "run", option) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_data_end_with_3_and_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = make_cohort(tmp_path / "cohort", num_cases=2)
+    (cohort.parent / "case_000" / "case_000_t1.nii.gz").unlink()
+    (cohort.parent / "case_001" / "case_001_t2.nii.gz").write_bytes(b"")
+    assert run(cohort, tmp_path / "run") == 3
+    table = "".join(capsys.readouterr().out.split())
+    assert "case_000" in table, "every problem is listed, not only the first"
+    assert "case_001" in table
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_refused_with_4(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked_folder(tmp_path):
+        assert run(cohort, tmp_path) == 4
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_settings_come_from_preset_then_file_then_assignments(
+    cohort: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "mine.json"
+    config.write_text('{"training": {"learning_rate": 0.5, "batch_size": 2}}')
+    options = (f"--config={config}", "--set=training.learning_rate=1e-4", "--seed=7")
+    assert run(cohort, tmp_path / "run", *options) == 0
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["training"]["learning_rate"] == 1e-4
+    assert settings["training"]["batch_size"] == 2
+    assert settings["seed"] == 7
+
+
+def test_init_weights_from_a_checkpoint(cohort: Path, tmp_path: Path) -> None:
+    assert run(cohort, tmp_path / "first") == 0
+    frozen = "--set=training.learning_rate=1e-30"
+    weights = f"--init-weights={tmp_path / 'first' / 'last.pt'}"
+    assert run(cohort, tmp_path / "second", weights, frozen) == 0
+    first, second = (
+        load_checkpoint(tmp_path / name / "last.pt")["weights"] for name in ("first", "second")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_init_weights_of_another_network_are_refused(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cohort, tmp_path / "first") == 0
+    larger = '--set=network.settings={"num_levels": 2, "num_filters": 3}'
+    weights = f"--init-weights={tmp_path / 'first' / 'best.pt'}"
+    assert run(cohort, tmp_path / "second", weights, larger) == 2
+    assert "made by another network" in capsys.readouterr().err
+
+
+def test_init_weights_of_another_modality_order_are_refused(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cohort, tmp_path / "first") == 0
+    document = json.loads(cohort.read_text())
+    document["modality"] = ["t1", "flair", "t1ce", "t2"]
+    other = cohort.with_name("other_order.json")
+    other.write_text(json.dumps(document))
+    weights = f"--init-weights={tmp_path / 'first' / 'best.pt'}"
+    assert run(other, tmp_path / "second", weights) == 3
+    message = capsys.readouterr().err
+    assert "['flair', 't1', 't1ce', 't2']" in message
+    assert "['t1', 'flair', 't1ce', 't2']" in message
+
+
+def test_init_weights_from_a_keras_file(cohort: Path, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    network = build_network("UNet3D", in_channels=4, out_channels=4, num_levels=2, num_filters=2)
+    path = tmp_path / "model2.h5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("model_weights")
+        names = []
+        convolutions = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv3d)]
+        for number, layer in enumerate(convolutions):
+            name = f"conv3d_{number}" if number else "conv3d"
+            names.append(name)
+            inner = group.create_group(name)
+            kernel = torch.full_like(layer.weight, 0.01 * (number + 1)).permute(2, 3, 4, 1, 0)
+            inner[f"{name}/kernel:0"] = kernel.detach().numpy()
+            inner[f"{name}/bias:0"] = layer.bias.detach().numpy()
+            inner.attrs["weight_names"] = [f"{name}/kernel:0", f"{name}/bias:0"]
+        group.attrs["layer_names"] = names
+    options = (f"--init-weights={path}", "--set=training.learning_rate=1e-30")
+    assert run(cohort, tmp_path / "run", *options) == 0
+    weights = load_checkpoint(tmp_path / "run" / "last.pt")["weights"]
+    first = next(value for name, value in weights.items() if name.endswith("weight"))
+    assert torch.equal(first, torch.full_like(first, 0.01))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_with_75_and_resumes(cohort: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.train", str(cohort), *TINY]
+    command += ["--output-dir", str(tmp_path / "run"), "--set=training.max_epochs=5000"]
+    with (tmp_path / "output").open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "metrics.csv").exists():
+            assert time.monotonic() < deadline, (tmp_path / "output").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 75
+    assert "--resume" in (tmp_path / "output").read_text()
+    done = load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["counters"]["history"][-1]
+    enough = f"--set=training.max_epochs={done['epoch'] + 1}"
+    assert run(cohort, tmp_path / "run", "--resume", enough) == 0
