@@ -98,7 +98,7 @@ def _judge(discovery: Discovery, arguments: argparse.Namespace) -> None:
             else "Correct the folders as the table says."
         )
         raise DataError(
-            f"{len(stopping)} problems in {arguments.root}; nothing was written. {remedy}", stopping
+            f"{arguments.root}: problems: {len(stopping)}; nothing was written. {remedy}", stopping
         )
     if not discovery.cases:
         raise DataError(
@@ -111,7 +111,9 @@ def _judge(discovery: Discovery, arguments: argparse.Namespace) -> None:
 def _print_problems(problems: Sequence[Problem]) -> None:
     from rich.table import Table
 
-    table = Table("case", "problem", "found", "folder", title="Problems", title_justify="left")
+    table = Table(title="Problems", title_justify="left", show_lines=True)
+    for heading in ("case", "problem", "found", "folder"):
+        table.add_column(heading, overflow="fold")  # a name that is cut is of no use
     for problem in problems:
         table.add_row(problem.case, problem.kind, problem.found, problem.file)
     console(stderr=True).print(table)

@@ -277,6 +277,7 @@ def test_json_bytes_are_utf8_and_end_in_a_newline() -> None:
         ({"modality": {"1": "flair"}}, ("wrong-type", "modality")),
         ({"modality": ["flair", 1]}, ("wrong-type", "modality")),
         ({"modality": ["t1ce", "T1Gd"]}, ("wrong-type", "modality")),
+        ({"modality": ["image"]}, ("wrong-type", "modality")),
         ({"labels": ["background"]}, ("wrong-type", "labels")),
         ({"labels": {}}, ("wrong-type", "labels")),
         ({"labels": {"background": 0}}, ("wrong-type", "labels")),

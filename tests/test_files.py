@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data import files
-from pipeline.data.files import replace_file
+from pipeline.data.files import replace_file, sweep_temporaries
 from pipeline.errors import ResourceError
 
 
@@ -59,3 +59,19 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         replace_file(tmp_path / "file" / "a.bin", b"new")
     with pytest.raises(ResourceError, match=r"a.bin: cannot be written: No such file"):
         replace_file(tmp_path / "nowhere" / "a.bin", b"new")
+
+
+def test_sweeping_removes_what_a_killed_writer_left_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.bin", ".hidden", ".a.bin.0123.tmp", "notes.tmp"):
+        (tmp_path / name).write_text("")
+    # A killed process removes nothing.
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+    monkeypatch.setattr(Path, "replace", lambda path, target: path)
+    replace_file(tmp_path / "b.bin", b"new")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 5
+    sweep_temporaries(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".a.bin.0123.tmp", ".hidden", "a.bin", "notes.tmp"]

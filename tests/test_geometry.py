@@ -12,6 +12,7 @@ from transforms.geometry import (
     ORIENTATION,
     BorderCrop,
     BorderCropd,
+    BrainBoxd,
     border_crop,
     border_restore,
     border_slices,
@@ -155,3 +156,19 @@ def test_input_is_not_changed() -> None:
     assert torch.equal(image.as_tensor(), numbered())
     np.testing.assert_array_equal(image.affine, AFFINE)
     assert image.applied_operations == []
+
+
+def test_brain_box_without_a_brain_is_an_error() -> None:
+    data = {"image": tracked(torch.zeros(2, *SHAPE))}
+    with pytest.raises(ValueError, match=r"'image' of shape \(2, 7, 9, 8\) has no voxel above 0"):
+        BrainBoxd(["image"], source_key="image")(data)
+
+
+def test_brain_box_keeps_any_channel_and_inverts() -> None:
+    image = torch.zeros(2, *SHAPE)
+    image[0, 2, 3, 1], image[1, 5, 8, 4] = 3, 4
+    chain = Compose([BrainBoxd(["image", "label"], source_key="image")])
+    there = chain({"image": tracked(image), "label": tracked(numbered(channels=1))})
+    assert torch.equal(there["image"].as_tensor(), image[:, 2:6, 3:, 1:5])
+    assert torch.equal(there["label"].as_tensor(), numbered(channels=1)[:, 2:6, 3:, 1:5])
+    assert torch.equal(chain.inverse(there)["image"].as_tensor(), image)

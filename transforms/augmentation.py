@@ -168,8 +168,7 @@ def build_augmentation(
 ) -> Compose:
     """Return the random chain; seed it for each sample with `seed_of`.
 
-    ``chain.set_random_state(seed=seed_of(seed, epoch, index))`` before the call makes the
-    sample's randomness a function of these three alone.
+    Call ``chain.set_random_state(seed=seed_of(seed, epoch, index))`` before each sample.
 
     Args:
         keys: the image, then any labels (rotated without interpolation), (C, X, Y, Z).

@@ -1,14 +1,14 @@
-"""The grid: the orientation all arrays share, and the border crop with its exact inverse."""
+"""The grid: the orientation all arrays share, the border crop with its inverse, the brain box."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Crop, Cropd
+from monai.transforms import Crop, Cropd, CropForegroundd
 
 Margins: TypeAlias = Sequence[Sequence[int]]
 
@@ -112,3 +112,30 @@ class BorderCropd(Cropd):
     ) -> None:
         cropper = BorderCrop(margins, lazy=lazy)
         super().__init__(keys, cropper, allow_missing_keys=allow_missing_keys, lazy=lazy)
+
+
+class BrainBoxd(CropForegroundd):
+    """Crop every key to the box of the voxels in which any channel of the image exceeds 0.
+
+    MONAI's `CropForegroundd`, except that an image without such a voxel is an error: MONAI
+    returns a volume without voxels, on which a later step fails for no visible reason.
+
+    Args:
+        keys: keys of volumes (C, X, Y, Z) on one grid.
+        source_key: the image.
+    """
+
+    def __init__(self, keys: KeysCollection, *, source_key: str) -> None:
+        super().__init__(keys, source_key, start_coord_key=None, end_coord_key=None)
+
+    def __call__(
+        self, data: Mapping[Hashable, Any], lazy: bool | None = None
+    ) -> dict[Hashable, Any]:
+        """Return a copy of `data` with the keys cropped; ValueError if there is no brain."""
+        image = data[self.source_key]
+        if not (image > 0).any():
+            raise ValueError(
+                f"'{self.source_key}' of shape {tuple(image.shape)} has no voxel above 0, so that "
+                f"there is no brain to crop to; check the images, or turn the brain box off"
+            )
+        return super().__call__(data, lazy=lazy)

@@ -7,8 +7,9 @@ computes in float64 and returns float32, so that a chain of the three stays with
 from __future__ import annotations
 
 import math
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,41 +19,54 @@ from monai.utils import TransformBackends
 
 from transforms.arrays import KeywiseTransform, Volume, plain_tensor, with_meta_of
 
-# A slab's few float64 buffers of this many voxels mostly stay in a processor's caches, and there
-# are few enough slabs that threads seldom wait for each other.
-SLAB_VOXELS = 1 << 18
+# A float64 tile of this size stays in a processor's cache, and torch computes it in one thread: it
+# splits what has 2**15 elements, and waiting for each other thousands of times makes two threads on
+# a busy machine ten times slower than one.
+TILE_VOXELS = (1 << 15) - 1
 
 
-def _slabs(channel: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) along the first axis: cache-sized on a CPU, everything on a GPU."""
-    rows = channel.shape[0]
-    step = rows
-    if channel.device.type == "cpu":
-        step = max(1, SLAB_VOXELS // max(1, math.prod(channel.shape[1:])))
-    for start in range(0, rows, max(1, step)):
-        yield start, min(rows, start + step)
+def _tile_voxels(device: torch.device) -> int:
+    """Return how many voxels to compute at a time: a tile on a CPU, everything on a GPU."""
+    return TILE_VOXELS if device.type == "cpu" else sys.maxsize
 
 
-def _symmetric_index(start: int, end: int, size: int, device: torch.device) -> torch.Tensor:
-    """Return the indices start..end-1, those outside 0..size-1 mirrored at the voxels' faces.
+def _axis_tiles(before: int, along: int, after: int, limit: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of the axes before and after one that is kept whole, `limit` voxels at most.
+
+    With contiguous memory the last axis is cut least. A tile has at least one line of voxels.
+    """
+    width = min(after, max(1, limit // along))
+    depth = max(1, limit // (along * width))
+    for first in range(0, before, depth):
+        for start in range(0, after, width):
+            yield slice(first, first + depth), slice(start, start + width)
+
+
+def _symmetric_index(radius: int, size: int, device: torch.device) -> torch.Tensor:
+    """Return the indices -radius..size+radius-1, those outside mirrored at the voxels' faces.
 
     SciPy calls this boundary "reflect" and NumPy "symmetric" (d c b a | a b c d | d c b a); it
     repeats with a period of twice the size, so an axis may be shorter than what is added to it.
     """
-    index = torch.arange(start, end, device=device) % (2 * size)
+    index = torch.arange(-radius, size + radius, device=device) % (2 * size)
     return torch.where(index < size, index, 2 * size - 1 - index)
 
 
-def _filtered(
-    volume: Volume, on_slab: Callable[[torch.Tensor, int, int], torch.Tensor]
-) -> torch.Tensor:
-    """Apply `on_slab(channel, start, end)` to every slab of every channel; float32."""
-    source = plain_tensor(volume)
-    result = torch.empty(source.shape, dtype=torch.float32, device=source.device)
-    for channel, out in zip(source, result, strict=True):
-        for start, end in _slabs(channel):
-            out[start:end] = on_slab(channel, start, end)
-    return with_meta_of(volume, result)
+def _padded_tiles(
+    source: torch.Tensor, result: torch.Tensor, *, axis: int, radius: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield float64 copies of `source`, padded along `axis`, and their places in `result`.
+
+    Both are viewed as (before, axis, after). `result` must be contiguous; it may be `source`,
+    since a tile holds whole lines along the axis and is copied before it is replaced.
+    """
+    size = source.shape[axis]
+    view = (math.prod(source.shape[:axis]), size, math.prod(source.shape[axis + 1 :]))
+    lines, places = source.reshape(view), result.view(view)
+    index = _symmetric_index(radius, size, source.device)
+    limit = _tile_voxels(source.device)
+    for before, after in _axis_tiles(view[0], len(index), view[2], limit):
+        yield lines[before, :, after].index_select(1, index).double(), places[before, :, after]
 
 
 def min_max_normalize(volume: Volume, *, decimals: int | None = 3) -> torch.Tensor:
@@ -79,11 +93,14 @@ def min_max_normalize(volume: Volume, *, decimals: int | None = 3) -> torch.Tens
                 f"channel {number} is constant ({low.item():g}); it becomes 0", stacklevel=2
             )
             continue
-        for start, end in _slabs(channel):
-            scaled = (channel[start:end].double() - low).div_(high - low)
+        tile = min(channel.numel(), _tile_voxels(channel.device))
+        for part, place in zip(
+            channel.reshape(-1).split(tile), out.view(-1).split(tile), strict=True
+        ):
+            scaled = (part.double() - low).div_(high - low)
             if level is not None:
                 scaled.mul_(level).round_().div_(level)
-            out[start:end] = scaled
+            place.copy_(scaled)
     return with_meta_of(volume, result)
 
 
@@ -105,14 +122,16 @@ def gaussian_filter(volume: Volume, *, sigma: float = 1.0, truncate: float = 4.0
         raise ValueError(f"sigma must be more than 0 voxels; found {sigma}")
     weights = _gaussian_weights(sigma, truncate)
 
-    def smooth(channel: torch.Tensor, start: int, end: int) -> torch.Tensor:
-        slab = channel
+    source = plain_tensor(volume)
+    result = torch.empty(source.shape, dtype=torch.float32, device=source.device)
+    buffer = torch.empty(source.shape[1:], dtype=torch.float64, device=source.device)
+    for channel, out in zip(source, result, strict=True):
+        smooth = channel
         for axis in range(channel.ndim):
-            first, last = (start, end) if axis == 0 else (0, channel.shape[axis])
-            slab = _correlate(slab, weights, axis, first, last)
-        return slab
-
-    return _filtered(volume, smooth)
+            _correlate(smooth, buffer, weights, axis=axis)
+            smooth = buffer
+        out.copy_(smooth)
+    return with_meta_of(volume, result)
 
 
 def _gaussian_weights(sigma: float, truncate: float) -> list[float]:
@@ -123,18 +142,17 @@ def _gaussian_weights(sigma: float, truncate: float) -> list[float]:
 
 
 def _correlate(
-    volume: torch.Tensor, weights: list[float], axis: int, start: int, end: int
-) -> torch.Tensor:
-    """Return start..end-1 along `axis` of `volume` filtered by a symmetric kernel, in float64."""
+    source: torch.Tensor, result: torch.Tensor, weights: list[float], *, axis: int
+) -> None:
+    """Write `source`, filtered along `axis` by the symmetric kernel, into `result`."""
     radius = len(weights) - 1
-    index = _symmetric_index(start - radius, end + radius, volume.shape[axis], volume.device)
-    padded = volume.index_select(axis, index).double()
-    size = end - start
-    result = padded.narrow(axis, radius, size) * weights[0]
-    for offset, weight in enumerate(weights[1:], start=1):
-        result.add_(padded.narrow(axis, radius - offset, size), alpha=weight)
-        result.add_(padded.narrow(axis, radius + offset, size), alpha=weight)
-    return result
+    for padded, place in _padded_tiles(source, result, axis=axis, radius=radius):
+        size = place.shape[1]
+        total = padded.narrow(1, radius, size) * weights[0]
+        for offset, weight in enumerate(weights[1:], start=1):
+            total.add_(padded.narrow(1, radius - offset, size), alpha=weight)
+            total.add_(padded.narrow(1, radius + offset, size), alpha=weight)
+        place.copy_(total)
 
 
 def laplacian_sharpen(volume: Volume, *, strength: float = 0.3) -> torch.Tensor:
@@ -147,31 +165,16 @@ def laplacian_sharpen(volume: Volume, *, strength: float = 0.3) -> torch.Tensor:
     Returns:
         float32 of the same shape; a MetaTensor, with its metadata, if `volume` is one.
     """
-
-    def sharpen(channel: torch.Tensor, start: int, end: int) -> torch.Tensor:
-        index = _symmetric_index(start - 1, end + 1, channel.shape[0], channel.device)
-        padded = channel.index_select(0, index).double()
-        slab = padded[1:-1]
-        result = slab * (1 + 2 * strength * channel.ndim)
-        result.sub_(padded[:-2], alpha=strength).sub_(padded[2:], alpha=strength)
-        for axis in range(1, channel.ndim):
-            _subtract_neighbours(result, slab, axis, strength)
-        return result
-
-    return _filtered(volume, sharpen)
-
-
-def _subtract_neighbours(
-    result: torch.Tensor, volume: torch.Tensor, axis: int, strength: float
-) -> None:
-    """Subtract `strength` times both neighbours along `axis`; a border voxel is its own one."""
-    size = volume.shape[axis]
-    if size > 1:
-        before, after = volume.narrow(axis, 0, size - 1), volume.narrow(axis, 1, size - 1)
-        result.narrow(axis, 1, size - 1).sub_(before, alpha=strength)
-        result.narrow(axis, 0, size - 1).sub_(after, alpha=strength)
-    for border in (0, size - 1):
-        result.select(axis, border).sub_(volume.select(axis, border), alpha=strength)
+    source = plain_tensor(volume)
+    result = torch.empty(source.shape, dtype=torch.float32, device=source.device)
+    for channel, out in zip(source, result, strict=True):
+        sharpened = channel.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+        sharpened.mul_(1 + 2 * strength * channel.ndim)
+        for axis in range(channel.ndim):
+            for padded, place in _padded_tiles(channel, sharpened, axis=axis, radius=1):
+                place.sub_(padded[:, :-2], alpha=strength).sub_(padded[:, 2:], alpha=strength)
+        out.copy_(sharpened)
+    return with_meta_of(volume, result)
 
 
 class MinMaxNormalize(Transform):

@@ -9,7 +9,6 @@ import torch
 from monai.transforms import (
     CastToTyped,
     Compose,
-    CropForegroundd,
     DivisiblePadd,
     NormalizeIntensityd,
     Orientationd,
@@ -17,7 +16,7 @@ from monai.transforms import (
     Transform,
 )
 
-from transforms.geometry import ORIENTATION, BorderCropd, Margins
+from transforms.geometry import ORIENTATION, BorderCropd, BrainBoxd, Margins
 from transforms.intensity import GaussianFilterd, LaplacianSharpend, MinMaxNormalized
 
 # Stated, because MONAI 1.6 warns where it has to choose them; affines are nibabel's (RAS+).
@@ -100,9 +99,7 @@ def _grid_steps(
     if border_crop is not None:
         steps.append(BorderCropd(keys, border_crop))
     if brain_box:
-        steps.append(
-            CropForegroundd(keys, source_key=keys[0], start_coord_key=None, end_coord_key=None)
-        )
+        steps.append(BrainBoxd(keys, source_key=keys[0]))
     return steps
 
 

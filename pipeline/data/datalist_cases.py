@@ -14,10 +14,9 @@ from pipeline.data.datalist_fields import (
     is_text,
     shown,
 )
-from pipeline.data.datalist_header import Header, read_override
+from pipeline.data.datalist_header import CASE_KEYS, Header, read_override
 from pipeline.data.naming import CASE_ID, case_id_of, modality_name, subject_of
 
-CASE_KEYS = ("case", "subject", "fold", "labels", "seg", "label", "image")
 MAX_FOLD = 9999
 
 
@@ -48,7 +47,7 @@ class CaseReader:
         self._place_of_id: dict[str, str] = {}
 
     def read_section(self, key: str, entries: Any) -> list[Case]:
-        """Return the cases of the section `key`; what is wrong with them goes to the findings."""
+        """Return the cases of the section `key`, to be used only if the findings stay empty."""
         if not isinstance(entries, list):
             self.findings.wrong_type(key, entries, expected="a list of cases")
             return []
@@ -76,15 +75,19 @@ class CaseReader:
         label = self._label(entry, where, needed=label_needed)
         if label in images:
             self._repeated(where)
-        subject = self._subject(entry, case, where)
-        fold = self._fold(entry, where)
-        values = read_override(
-            entry.get("labels", {}),
-            header=self.header,
-            where=f"{where}.labels",
-            findings=self.findings,
+        return Case(
+            id=case or where,
+            subject=self._subject(entry, case or where, where),
+            images=images,
+            label=label,
+            fold=self._fold(entry, where),
+            label_values=read_override(
+                entry.get("labels", {}),
+                header=self.header,
+                where=f"{where}.labels",
+                findings=self.findings,
+            ),
         )
-        return Case(case, subject, images, label, fold, values) if case else None
 
     def _with_our_modalities(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
         """Return the entry with ``t1gd`` renamed to the header's ``t1ce``, and so on."""
@@ -184,8 +187,8 @@ class CaseReader:
             )
         return case
 
-    def _subject(self, entry: dict[str, Any], case: str | None, where: str) -> str:
-        subject = entry.get("subject", subject_of(case or where))
+    def _subject(self, entry: dict[str, Any], case: str, where: str) -> str:
+        subject = entry.get("subject", subject_of(case))
         if not is_text(subject):
             self.findings.wrong_type(f"{where}.subject", subject, expected="the subject's name")
         return str(subject)

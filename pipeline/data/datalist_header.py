@@ -22,6 +22,7 @@ IGNORED_KEYS = (
     "release",
     "tensorImageSize",
 )
+CASE_KEYS = ("case", "subject", "fold", "labels", "seg", "label", "image")
 MAX_LABEL_VALUE = 32767  # int16: the widest type that every reader of masks takes
 
 
@@ -85,6 +86,10 @@ def _read_modalities(document: dict[str, Any], findings: Findings) -> tuple[str,
     modalities = tuple(modality_name(name) for name in names)
     if len(set(modalities)) < len(modalities):
         findings.wrong_type("modality", value, expected="each modality once")
+    if set(modalities) & set(CASE_KEYS):
+        # A case would have two meanings for the same key.
+        expected = f"names other than {', '.join(CASE_KEYS)}"
+        findings.wrong_type("modality", value, expected=expected)
     return modalities
 
 

@@ -40,17 +40,18 @@ class LoadCase(Transform):
         problems += grid_problems(content) + nonfinite_problems(content)
         if problems:
             raise DataError.of(*problems)
-        result: dict[str, Any] = {"image": _stack(content.images), "case": case.id}
+        result: dict[str, Any] = {"image": _stack(content), "case": case.id}
         if content.label is not None:
             result["label"] = _class_indices(content, content.label)
         return result
 
 
-def _stack(images: tuple[ImageFile, ...]) -> MetaTensor:
+def _stack(content: CaseContent) -> MetaTensor:
+    images = content.images
     stacked = np.empty((len(images), *images[0].volume.shape), dtype=np.float32)
     for channel, image in zip(stacked, images, strict=True):
         channel[...] = image.volume
-    return _with_meta(torch.from_numpy(stacked), images[0])
+    return _with_meta(torch.from_numpy(stacked), images[0], content.case.images[0].name)
 
 
 def _class_indices(content: CaseContent, label: ImageFile) -> MetaTensor:
@@ -68,16 +69,16 @@ def _class_indices(content: CaseContent, label: ImageFile) -> MetaTensor:
                 remedy="Correct `labels` in the data list's header, or the mask.",
             )
         ) from error
-    return _with_meta(torch.as_tensor(classes, dtype=torch.uint8), label)
+    return _with_meta(torch.as_tensor(classes, dtype=torch.uint8), label, label.name)
 
 
-def _with_meta(tensor: torch.Tensor, image: ImageFile) -> MetaTensor:
+def _with_meta(tensor: torch.Tensor, image: ImageFile, file_name: str) -> MetaTensor:
     affine = torch.as_tensor(image.affine, dtype=torch.float64)
     meta = {
         "original_affine": affine.clone(),
         "spatial_shape": np.asarray(image.volume.shape),
         "space": SpaceKeys.RAS,
         "original_channel_dim": "no_channel",
-        "filename_or_obj": image.name,
+        "filename_or_obj": file_name,
     }
     return MetaTensor(tensor, affine=affine, meta=meta)

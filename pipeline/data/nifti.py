@@ -111,6 +111,7 @@ def cast_exactly(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _content_of(path: Path) -> Iterator[Iterator[bytes]]:
     """Open `path` and give its uncompressed content piece by piece; faults become DataErrors."""
     try:
+        _refuse_devices(path)
         with path.open("rb") as stream:
             is_gzip = _judge_type(stream, path.name)
             yield _gunzip(stream) if is_gzip else iter(partial(stream.read, CHUNK_BYTES), b"")
@@ -138,6 +139,18 @@ def _content_of(path: Path) -> Iterator[Iterator[bytes]]:
             found=str(error),
             remedy=REPLACE_REMEDY,
         ) from error
+
+
+def _refuse_devices(path: Path) -> None:
+    """Refuse what is not a regular file: merely opening a pipe may wait for ever."""
+    if path.exists() and not path.is_file():
+        raise fault(
+            path.name,
+            "unreadable-file",
+            expected="a file",
+            found="a folder or a device",
+            remedy="Name the file itself in the data list.",
+        )
 
 
 def _judge_type(stream: BinaryIO, name: str) -> bool:

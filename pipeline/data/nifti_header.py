@@ -227,12 +227,13 @@ def _judge_affine(header: nib.Nifti1Header, name: str) -> np.ndarray:
     usable = bool(in_range and np.all(np.isfinite(affine)))
     if usable and abs(np.linalg.det(affine[:3, :3] / spacing)) >= MIN_DETERMINANT:
         return affine
+    rows = ", ".join(f"({' '.join(f'{value:g}' for value in row)})" for row in affine[:3])
     raise fault(
         name,
         "affine",
         expected="a finite, invertible affine with a spacing of "
         f"{MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm",
-        found=f"{np.array2string(affine[:3], precision=4, separator=', ')}".replace("\n", ""),
+        found=f"the rows {rows}",
         remedy="Restore the header's qform or sform from the original image.",
     )
 

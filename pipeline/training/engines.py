@@ -8,9 +8,17 @@ from typing import Any
 
 import torch
 from monai.data import DataLoader, MetaTensor
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines import SupervisedEvaluator, SupervisedTrainer, Workflow
 
 from pipeline.training.losses import Loss
+
+
+class ResumableTrainer(SupervisedTrainer):
+    """MONAI's trainer with a gradient scaler that lasts: MONAI begins every run with a new one."""
+
+    def run(self) -> None:
+        """Train from the current state on."""
+        Workflow.run(self)
 
 
 def training_batch(
@@ -49,8 +57,8 @@ def build_trainer(
     accumulation_steps: int,
     handlers: Sequence[object],
 ) -> SupervisedTrainer:
-    """Return the trainer; `amp` has an effect on CUDA only."""
-    trainer = SupervisedTrainer(
+    """Return the trainer; `amp` has an effect on CUDA only, where the trainer has a scaler."""
+    trainer = ResumableTrainer(
         device=device,
         max_epochs=max_epochs,
         train_data_loader=loader,
@@ -64,6 +72,8 @@ def build_trainer(
         decollate=False,
         train_handlers=list(handlers),
     )
+    if trainer.amp:  # MONAI declares the subclass that torch has deprecated
+        trainer.scaler = torch.amp.GradScaler(device.type)  # type: ignore[assignment]
     return _quiet(trainer)
 
 

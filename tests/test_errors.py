@@ -1,0 +1,63 @@
+"""The family of exceptions and the text of a `Problem`."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from pipeline.errors import DataError, PipelineError, Problem
+
+PROBLEM = Problem(
+    case="case_1",
+    kind="missing-file",
+    file="case_1_t1.nii.gz",
+    expected="a file",
+    found="none",
+    remedy="Add it.",
+)
+
+
+def test_a_problem_says_where_what_and_what_to_do() -> None:
+    expected = "case_1, case_1_t1.nii.gz: missing-file: expected a file; found none. Add it."
+    assert str(PROBLEM) == expected
+
+
+def test_a_problem_without_a_file_does_not_pretend_to_one() -> None:
+    problem = Problem("case_1", "fold", "", "0 or 1", "2", "Change it.")
+    assert str(problem) == "case_1: fold: expected 0 or 1; found 2. Change it."
+
+
+def test_a_problem_is_plain_json() -> None:
+    assert PROBLEM.to_dict() == {
+        "case": "case_1",
+        "kind": "missing-file",
+        "file": "case_1_t1.nii.gz",
+        "expected": "a file",
+        "found": "none",
+        "remedy": "Add it.",
+        "severity": "error",
+    }
+
+
+def test_problems_sort_by_case_first() -> None:
+    first = Problem("a", "z", "z", "", "", "")
+    assert sorted([PROBLEM, first]) == [first, PROBLEM]
+
+
+def test_data_error_lists_all_problems() -> None:
+    other = Problem("case_2", "fold", "", "0", "1", "Change it.")
+    error = DataError.of(PROBLEM, other)
+    assert str(error) == f"{PROBLEM}\n{other}"
+    assert error.problems == (PROBLEM, other)
+
+
+def test_data_error_keeps_its_problems_on_the_way_out_of_a_worker() -> None:
+    error = pickle.loads(pickle.dumps(DataError.of(PROBLEM)))  # noqa: S301 - made in this line
+    assert error.problems == (PROBLEM,)
+    assert str(error) == str(PROBLEM)
+
+
+def test_every_error_is_of_the_family() -> None:
+    with pytest.raises(PipelineError, match="nothing here"):
+        raise DataError("nothing here")

@@ -1,0 +1,181 @@
+"""Order and randomness of training samples: functions of (seed, epoch, index), whoever draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from pipeline.data.loaders import (
+    AugmentedCases,
+    EpochSampler,
+    training_loader,
+    validation_loader,
+)
+from transforms import build_augmentation
+
+Case = dict[str, Any]
+
+
+def make_cases(num_cases: int = 3) -> list[Case]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "image": MetaTensor(torch.rand(2, 6, 5, 3, generator=generator)),
+            "label": MetaTensor(
+                torch.randint(0, 4, (1, 6, 5, 3), generator=generator, dtype=torch.uint8)
+            ),
+            "case": f"case_{index:03d}",
+        }
+        for index in range(num_cases)
+    ]
+
+
+def make_augmented(cases: list[Case], *, seed: int = 7) -> AugmentedCases:
+    chain = build_augmentation(intensity_scale=0.1, intensity_shift=0.1)
+    return AugmentedCases(cases, augmentation=chain, seed=seed)
+
+
+def assert_same(left: Case, right: Case) -> None:
+    assert left["case"] == right["case"]
+    for key in ("image", "label"):
+        assert torch.equal(torch.as_tensor(left[key]), torch.as_tensor(right[key]))
+
+
+# ---- EpochSampler -------------------------------------------------------------------------------
+
+
+def test_an_epoch_is_every_case_once_with_its_epoch() -> None:
+    sampler = EpochSampler(10, seed=1)
+    sampler.start(epoch=3)
+    keys = list(sampler)
+    assert {epoch for epoch, _ in keys} == {3}
+    assert sorted(index for _, index in keys) == list(range(10))
+    assert all(type(index) is int for _, index in keys)
+
+
+def test_the_order_follows_from_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochSampler(10, seed=seed)
+        sampler.start(epoch=epoch)
+        return [index for _, index in sampler]
+
+    assert order(1, 1) == order(1, 1)
+    # One of 10! orders: that two of these are equal by chance will not happen.
+    assert order(1, 1) != order(1, 2)
+    assert order(1, 1) != order(2, 1)
+    assert order(1, 2) != order(2, 1)
+
+
+def test_asking_for_an_iterator_changes_nothing() -> None:
+    sampler = EpochSampler(5, seed=1)
+    sampler.start(epoch=2, num_done=2)
+    first, second = iter(sampler), iter(sampler)
+    assert list(first) == list(second) == list(sampler)
+
+
+def test_what_is_done_is_left_out_and_the_rest_keeps_its_order() -> None:
+    sampler = EpochSampler(5, seed=1)
+    sampler.start(epoch=2)
+    whole = list(sampler)
+    sampler.start(epoch=2, num_done=3)
+    assert list(sampler) == whole[3:]
+    assert len(sampler) == 5  # the engine counts the iterations of the whole epoch by it
+    sampler.start(epoch=3)
+    assert len(list(sampler)) == 5
+
+
+def test_an_iterator_under_way_stays_in_its_epoch() -> None:
+    sampler = EpochSampler(3, seed=1)
+    under_way = iter(sampler)
+    sampler.start(epoch=2)
+    assert [epoch for epoch, _ in under_way] == [1, 1, 1]
+
+
+# ---- AugmentedCases -----------------------------------------------------------------------------
+
+
+def test_a_sample_does_not_depend_on_what_was_drawn_before() -> None:
+    dataset = make_augmented(make_cases())
+    first = dataset[(1, 0)]
+    for key in ((1, 1), (2, 0), (1, 2)):
+        dataset[key]
+    assert_same(dataset[(1, 0)], first)
+
+
+@pytest.mark.parametrize(("key", "seed"), [((2, 0), 7), ((1, 1), 7), ((1, 0), 8)])
+def test_a_sample_depends_on_seed_epoch_and_index(key: tuple[int, int], seed: int) -> None:
+    # The same case at every index, so that only the randomness can differ.
+    cases = make_cases(1) * 3
+    sample = make_augmented(cases, seed=seed)[key]
+    assert not torch.equal(sample["image"], make_augmented(cases)[(1, 0)]["image"])
+
+
+def test_the_cached_case_is_not_changed() -> None:
+    cases, untouched = make_cases(), make_cases()
+    dataset = make_augmented(cases)
+    for epoch in range(1, 5):
+        dataset[(epoch, 1)]
+    assert_same(cases[1], untouched[1])
+    assert cases[1].keys() == untouched[1].keys()
+    assert len(dataset) == 3
+
+
+class Adding:
+    """An augmentation that writes into the dictionary it is given."""
+
+    def __call__(self, item: Case, /) -> Case:
+        item["more"] = True
+        return item
+
+    def set_random_state(self, seed: int) -> None:
+        pass
+
+
+def test_an_augmentation_may_write_into_its_dictionary() -> None:
+    cases = make_cases()
+    assert AugmentedCases(cases, augmentation=Adding(), seed=7)[(1, 0)]["more"]
+    assert "more" not in cases[0]
+
+
+# ---- Loaders ------------------------------------------------------------------------------------
+
+
+def load(num_workers: int, *, num_done: int = 0) -> list[Case]:
+    loader, sampler = training_loader(
+        make_cases(4),
+        augmentation=build_augmentation(),
+        seed=5,
+        batch_size=2,
+        num_workers=num_workers,
+    )
+    sampler.start(epoch=2, num_done=num_done)
+    assert len(loader) == 2
+    return list(loader)
+
+
+# Forking a process that has threads: torch's own choice on Linux, and Python 3.12 warns of it.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_two_workers_give_the_same_batches_as_none() -> None:
+    alone = load(0)
+    for left, right in zip(alone, load(2), strict=True):
+        assert_same(left, right)
+    assert alone[0]["image"].shape == (2, 2, 6, 5, 3)
+    assert len(alone[0]["case"]) == 2
+
+
+def test_the_rest_of_an_epoch_is_that_of_the_whole_one() -> None:
+    whole, rest = load(0), load(0, num_done=2)
+    assert len(rest) == 1
+    assert_same(whole[1], rest[0])
+
+
+def test_validation_cases_come_alone_whole_and_in_order() -> None:
+    cases = make_cases()
+    batches = list(validation_loader(cases))  # type: ignore[arg-type]  # a list serves as well
+    assert [batch["case"] for batch in batches] == [[case["case"]] for case in cases]
+    for batch, case in zip(batches, cases, strict=True):
+        assert torch.equal(batch["image"][0], case["image"])
+        assert torch.equal(batch["label"][0], case["label"])

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import AFFINE, MODALITIES, SHAPE, CaseFactory, nested_label, save_nifti
+from monai.data import MetaTensor, list_data_collate
+from monai.transforms import Compose, LoadImage, Orientationd
+
+from pipeline.data.datalist import Case
+from pipeline.data.loading import LoadCase
+from pipeline.errors import DataError, Problem
+
+
+def problems_of(case: Case, *, labels: bool = True) -> tuple[Problem, ...]:
+    with pytest.raises(DataError, match=case.id) as caught:
+        LoadCase(labels=labels)(case)
+    return caught.value.problems
+
+
+def rewrite(path: Path | None, change: np.ndarray | float, affine: np.ndarray = AFFINE) -> None:
+    """Put `change` (a whole volume, or one value for voxel 5, 6, 7) into the file."""
+    assert path is not None
+    volume = np.asarray(nib.load(path).dataobj)
+    if isinstance(change, np.ndarray):
+        volume = change
+    else:
+        volume = volume.astype(np.float32)
+        volume[5, 6, 7] = change
+    save_nifti(path, volume, affine)
+
+
+def test_stacks_the_modalities_in_order(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    item = LoadCase(labels=True)(case)
+    assert item["case"] == "case_000"
+    assert isinstance(item["image"], MetaTensor)
+    assert item["image"].dtype == torch.float32
+    assert item["image"].is_contiguous()
+    expected = [nib.load(path).get_fdata() for path in case.images]
+    np.testing.assert_array_equal(item["image"].numpy(), expected)
+
+
+def test_the_label_is_class_indices(case_factory: CaseFactory) -> None:
+    item = LoadCase(labels=True)(case_factory(label_values=(0, 1, 2, 4)))
+    assert isinstance(item["label"], MetaTensor)
+    assert item["label"].dtype == torch.uint8
+    np.testing.assert_array_equal(item["label"].numpy(), nested_label(SHAPE)[None])
+
+
+def test_meta_is_what_monai_s_loader_gives(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    item = LoadCase(labels=True)(case)
+    for key, path in (("image", case.images[0]), ("label", case.label)):
+        reference = LoadImage(image_only=True, ensure_channel_first=True)(path)
+        ours = item[key]
+        assert torch.equal(ours.affine, reference.affine)
+        assert ours.affine.dtype == reference.affine.dtype
+        assert torch.equal(
+            torch.as_tensor(ours.meta["original_affine"]),
+            torch.as_tensor(reference.meta["original_affine"]),
+        )
+        assert tuple(ours.meta["spatial_shape"]) == tuple(reference.meta["spatial_shape"])
+        assert ours.meta["space"] == reference.meta["space"]
+
+
+def test_no_path_is_kept(case_factory: CaseFactory, tmp_path: Path) -> None:
+    item = LoadCase(labels=True)(case_factory())
+    assert item["image"].meta["filename_or_obj"] == "case_000_flair.nii.gz"
+    assert item["label"].meta["filename_or_obj"] == "case_000_seg.nii.gz"
+    assert str(tmp_path) not in repr(item["image"].meta) + repr(item["label"].meta)
+
+
+def test_items_collate_and_transform_as_monai_s_do(case_factory: CaseFactory) -> None:
+    """RAS is not the files' orientation (LPS): the transform must have the affine to know."""
+    orient = Orientationd(
+        keys=("image", "label"), axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))
+    )
+    chain = Compose([LoadCase(labels=True), orient])
+    cases = [case_factory("case_a"), case_factory("case_b")]
+    batch = list_data_collate([chain(case) for case in cases])
+    assert batch["image"].shape == (2, 4, *SHAPE)
+    assert batch["label"].shape == (2, 1, *SHAPE)
+    assert batch["case"] == ["case_a", "case_b"]
+    expected = nib.load(cases[0].images[0]).get_fdata()[::-1, ::-1]
+    np.testing.assert_array_equal(batch["image"][0, 0].numpy(), expected)
+
+
+def test_without_labels_the_mask_is_not_opened(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    assert case.label is not None
+    case.label.unlink()
+    assert set(LoadCase(labels=False)(case)) == {"image", "case"}
+
+
+def test_one_4d_file_holds_all_modalities(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    separate = LoadCase(labels=True)(case)
+    volumes = np.stack([np.asarray(nib.load(path).dataobj) for path in case.images], axis=-1)
+    path = save_nifti(case.images[0].with_name("all.nii.gz"), volumes)
+    item = LoadCase(labels=True)(replace(case, images=(path,)))
+    assert torch.equal(item["image"], separate["image"])
+    assert item["image"].meta["filename_or_obj"] == "all.nii.gz"
+
+
+def test_all_missing_and_damaged_files_are_listed(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    case.images[1].unlink()
+    case.images[3].write_bytes(case.images[3].read_bytes()[:-3])
+    found = [(problem.case, problem.kind, problem.file) for problem in problems_of(case)]
+    assert found == [
+        ("case_000", "missing-file", "case_000_t1.nii.gz"),
+        ("case_000", "checksum", "case_000_t2.nii.gz"),
+    ]
+
+
+def test_a_case_without_a_label(case_factory: CaseFactory) -> None:
+    (problem,) = problems_of(case_factory(labelled=False))
+    assert (problem.case, problem.kind) == ("case_000", "missing-label")
+
+
+@pytest.mark.parametrize("index", [1, 4])
+def test_another_shape(case_factory: CaseFactory, index: int) -> None:
+    case = case_factory()
+    path = (*case.images, case.label)[index]
+    rewrite(path, np.zeros((12, 14, 11), dtype=np.uint8))
+    (problem,) = problems_of(case)
+    assert (problem.case, problem.kind) == ("case_000", "different-grid")
+    assert "12x14x10 voxels of 1.2x0.9x2.5 mm, LPS" in problem.expected
+    assert "12x14x11 voxels" in problem.found
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "change", "words"),
+    [
+        (0, 3, 0.01, "origin (31.51, -17.25, 8.00)"),
+        (2, 2, 0.1, "1.2x0.9x2.6 mm"),
+        (0, 0, 2.4, "RPS"),
+    ],
+)
+@pytest.mark.parametrize("index", [2, 4])
+def test_another_affine(
+    case_factory: CaseFactory, row: int, column: int, change: float, words: str, index: int
+) -> None:
+    case = case_factory()
+    moved = AFFINE.copy()
+    moved[row, column] += change
+    path = (*case.images, case.label)[index]
+    assert path is not None
+    rewrite(path, np.asarray(nib.load(path).dataobj), moved)
+    (problem,) = problems_of(case)
+    assert problem.kind == "different-grid"
+    assert problem.file == path.name
+    assert words in problem.found
+
+
+def test_affines_may_differ_by_rounding(case_factory: CaseFactory) -> None:
+    """0.0009 mm is within the tolerance of 0.001 mm, which rewritten headers need."""
+    case = case_factory()
+    moved = AFFINE.copy()
+    moved[0, 3] += 0.0009
+    rewrite(case.images[1], np.asarray(nib.load(case.images[1]).dataobj), moved)
+    assert LoadCase(labels=True)(case)["image"].shape == (4, *SHAPE)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_non_finite_voxels(case_factory: CaseFactory, value: float) -> None:
+    case = case_factory()
+    rewrite(case.images[2], value)
+    (problem,) = problems_of(case)
+    assert (problem.kind, problem.file) == ("non-finite", "case_000_t1ce.nii.gz")
+    assert problem.found == "1 of 1680 voxels are NaN or infinite"
+
+
+def test_values_beyond_float32_are_not_finite(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    volume = np.full(SHAPE, 1e300)
+    rewrite(case.images[0], volume)
+    (problem,) = problems_of(case)
+    assert problem.found == "1680 of 1680 voxels are NaN or infinite"
+
+
+def test_a_label_that_is_no_whole_number(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    rewrite(case.label, 3.9999)
+    (problem,) = problems_of(case)
+    assert (problem.case, problem.kind) == ("case_000", "not-lossless")
+    assert problem.file == "case_000_seg.nii.gz"
+    assert "3.9999" in problem.found
+
+
+def test_a_float_label_of_whole_numbers_is_read(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    rewrite(case.label, 4.0)
+    assert LoadCase(labels=True)(case)["label"][0, 5, 6, 7] == 3
+
+
+def test_a_label_value_that_the_list_does_not_have(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    rewrite(case.label, 5.0)
+    (problem,) = problems_of(case)
+    assert (problem.case, problem.kind) == ("case_000", "label-values")
+    assert problem.file == "case_000_seg.nii.gz"
+    assert problem.expected == "the values [0, 1, 2, 4], as the data list says"
+    assert "5: 1 voxels" in problem.found
+
+
+@pytest.mark.real
+def test_a_real_case(real_cases: Path) -> None:
+    case_id = "BraTS2021_00003"
+    paths = [real_cases / case_id / f"{case_id}_{name}.nii.gz" for name in (*MODALITIES, "seg")]
+    case = Case(case_id, case_id, tuple(paths[:4]), paths[4], None, (0, 1, 2, 4))
+    item = LoadCase(labels=True)(case)
+    expected = np.stack([np.asarray(nib.load(path).dataobj) for path in paths[:4]])
+    np.testing.assert_array_equal(item["image"].numpy(), expected)
+    values = np.asarray(nib.load(paths[4]).dataobj)
+    np.testing.assert_array_equal(item["label"][0].numpy() == 3, values == 4)

@@ -1,0 +1,58 @@
+"""The losses against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pipeline.training.losses import build_loss
+
+# A few operations in float32.
+FLOAT32 = 1e-6
+# Two voxels, two classes: probabilities of class 1 are 0.8 and 0.1.
+LOGITS = torch.log(torch.tensor([[0.2, 0.9], [0.8, 0.1]])).reshape(1, 2, 2, 1, 1)
+LABEL = torch.tensor([1, 0], dtype=torch.uint8).reshape(1, 1, 2, 1, 1)
+CROSS_ENTROPY = -(math.log(0.8) + math.log(0.9)) / 2
+# Of class 1 alone: 2 * 0.8 over (0.8 + 0.1) + 1.
+DICE = 1 - 2 * 0.8 / 1.9
+# MONAI adds 1e-5 to numerator and denominator: at most that much beside the value.
+SMOOTHED = 1e-5
+
+
+def test_cross_entropy_is_the_mean_over_all_voxels() -> None:
+    assert float(build_loss("cross_entropy")(LOGITS, LABEL)) == pytest.approx(
+        CROSS_ENTROPY, abs=FLOAT32
+    )
+
+
+def test_dice_leaves_the_background_out() -> None:
+    assert float(build_loss("dice")(LOGITS, LABEL)) == pytest.approx(DICE, abs=SMOOTHED)
+
+
+def test_dice_ce_is_the_sum_of_both() -> None:
+    expected = DICE + CROSS_ENTROPY
+    assert float(build_loss("dice_ce")(LOGITS, LABEL)) == pytest.approx(expected, abs=SMOOTHED)
+
+
+def test_dice_is_that_of_the_whole_batch() -> None:
+    # One sample has class 1 and the other has none, which on its own would score about 1.
+    logits = torch.cat([LOGITS, LOGITS])
+    label = torch.cat([LABEL, torch.zeros_like(LABEL)])
+    expected = 1 - 2 * 0.8 / (0.9 + 0.9 + 1)
+    assert float(build_loss("dice")(logits, label)) == pytest.approx(expected, abs=SMOOTHED)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "dice_ce"])
+def test_the_gradient_points_towards_the_label(name: str) -> None:
+    logits = LOGITS.clone().requires_grad_()
+    build_loss(name)(logits, LABEL).backward()
+    assert logits.grad is not None
+    # Less loss where the tumour's logit rises in its voxel and falls in the other.
+    assert logits.grad[0, 1, 0] < 0 < logits.grad[0, 1, 1]
+
+
+def test_an_unknown_loss_is_named() -> None:
+    with pytest.raises(ValueError, match="expected one of cross_entropy, dice, dice_ce; found 'l'"):
+        build_loss("l")
