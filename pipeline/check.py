@@ -10,13 +10,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.cli import console, main_of, new_parser
-
-if TYPE_CHECKING:
-    from pipeline.data.datalist import Case, DataList
-    from pipeline.errors import Problem
+from pipeline.cli import main_of, new_parser
 
 DEFAULT_PRESET = "original"
 
@@ -50,26 +46,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(arguments: argparse.Namespace) -> None:
     """Check the data list and print the table; DataError if there is an error."""
+    from pipeline.data.checking import check_visibly, raise_if_errors, summary_of
     from pipeline.data.datalist import read_datalist
     from pipeline.data.files import replace_file
     from pipeline.data.json_files import json_bytes
-    from pipeline.errors import DataError
 
     margins = _margins(arguments)
     datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
-    problems = _check(datalist, margins=margins, num_workers=arguments.workers)
-    summary = _summary(datalist, problems)
+    problems = check_visibly(datalist, border_crop=margins, num_workers=arguments.workers)
     if arguments.json is not None:
         listed = [problem.to_dict() for problem in problems]
+        summary = summary_of(datalist, problems)
         replace_file(arguments.json, json_bytes({"summary": summary, "problems": listed}))
-    if problems:
-        _print_table(problems)
-    verdict = (
-        f"{summary['cases']} cases: {summary['errors']} errors, {summary['warnings']} warnings"
-    )
-    if summary["errors"]:
-        raise DataError(f"{arguments.list.name}: {verdict}.", problems)
-    console().print(verdict)
+    print(raise_if_errors(datalist, problems))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,62 +84,6 @@ def _margins(arguments: argparse.Namespace) -> Any:
     if min(numbers) < 0:
         raise SettingsError(f"--border-crop: expected voxels from 0 up; found {numbers}")
     return tuple(zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def _files(datalist: DataList) -> list[Path]:
-    cases = (*datalist.training, *datalist.validation, *datalist.testing)
-    return [path for case in cases for path in (*case.images, case.label) if path is not None]
-
-
-def _check(datalist: DataList, *, margins: Any, num_workers: int | None) -> list[Problem]:
-    """Say what is going to be read, then check it behind a progress bar."""
-    from rich.progress import Progress
-
-    from pipeline.data.integrity import check_datalist
-
-    output = console()
-    files = _files(datalist)
-    num_bytes = sum(path.stat().st_size for path in files if path.is_file())
-    num_cases = len(datalist.training) + len(datalist.validation) + len(datalist.testing)
-    size = f"{num_cases} cases, {len(files)} files, {num_bytes / 1e6:.1f} MB"
-    output.print(f"{datalist.name}: {size}", markup=False)
-    with Progress(console=console(stderr=True)) as progress:
-        task = progress.add_task("checking", total=num_cases)
-
-        def advance(case: Case) -> None:
-            progress.advance(task)
-
-        return check_datalist(
-            datalist, border_crop=margins, num_workers=num_workers, on_progress=advance
-        )
-
-
-def _summary(datalist: DataList, problems: Sequence[Problem]) -> dict[str, Any]:
-    errors = [problem for problem in problems if problem.severity == "error"]
-    return {
-        "list": datalist.name,
-        "cases": len(datalist.training) + len(datalist.validation) + len(datalist.testing),
-        "files": len(_files(datalist)),
-        "errors": len(errors),
-        "warnings": len(problems) - len(errors),
-        "cases_with_errors": len({problem.case for problem in errors}),
-    }
-
-
-def _print_table(problems: Sequence[Problem]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_lines=True)
-    for heading in ("severity", "case and file", "what is wrong"):
-        table.add_column(heading, overflow="fold")
-    for problem in problems:
-        wrong = f"{problem.kind}: expected {problem.expected}; found {problem.found}"
-        place = f"{problem.case}\n{problem.file}".rstrip()
-        # Text, not str: a file name may hold what rich would take for markup.
-        cells = (problem.severity, place, f"{wrong}\n{problem.remedy}")
-        table.add_row(*map(Text, cells))
-    console().print(table)
 
 
 if __name__ == "__main__":

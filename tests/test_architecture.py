@@ -43,8 +43,11 @@ VERBS = ("phantom", "make_datalist", "check", "train")
 
 
 def modules() -> list[str]:
-    files = [file for package in ("pipeline", "transforms", "networks") for file in
-             sorted((ROOT / package).rglob("*.py"))]
+    files = [
+        file
+        for package in ("pipeline", "transforms", "networks")
+        for file in sorted((ROOT / package).rglob("*.py"))
+    ]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return [name.removesuffix(".__init__") for name in names]
 

@@ -227,7 +227,7 @@ def test_a_loss_that_is_no_number_leaves_the_checkpoints(
 
 
 def test_a_run_is_not_overwritten(runner: Runner, whole: Path) -> None:
-    with pytest.raises(SettingsError, match="there is a run in this folder.*--resume"):
+    with pytest.raises(SettingsError, match=r"there is a run in this folder.*--resume"):
         runner(whole)
 
 

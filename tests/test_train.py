@@ -107,8 +107,8 @@ def test_other_settings_are_refused_on_resume(
         ("--set=training.max_epoch=3", "Did you mean training.max_epochs"),
         ("--preset=quik", "Did you mean quick"),
         ("--device=cuda:7", "--device cuda:7: there is no such device"),
-        ("--set=network.settings={\"num_filter\": 2}", "num_filters"),
-        ("--set=network.name=\"UNet\"", "UNet3D"),
+        ('--set=network.settings={"num_filter": 2}', "num_filters"),
+        ('--set=network.name="UNet"', "UNet3D"),
     ],
 )
 def test_wrong_settings_end_with_2(
@@ -143,9 +143,7 @@ def test_a_folder_in_use_is_refused_with_4(
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
 
 
-def test_settings_come_from_preset_then_file_then_assignments(
-    cohort: Path, tmp_path: Path
-) -> None:
+def test_settings_come_from_preset_then_file_then_assignments(cohort: Path, tmp_path: Path) -> None:
     config = tmp_path / "mine.json"
     config.write_text('{"training": {"learning_rate": 0.5, "batch_size": 2}}')
     options = (f"--config={config}", "--set=training.learning_rate=1e-4", "--seed=7")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.cli import console
 from pipeline.data.datalist import Case, DataList
@@ -22,10 +24,8 @@ def check_visibly(
     cases = all_cases(datalist)
     files = all_files(datalist)
     num_bytes = sum(path.stat().st_size for path in files if path.is_file())
-    console().print(
-        f"Checking {datalist.name}: {len(cases)} cases, {len(files)} files, "
-        f"{num_bytes / 1e6:.1f} MB"
-    )
+    size = f"{len(cases)} cases, {len(files)} files, {num_bytes / 1e6:.1f} MB"
+    console().print(f"{datalist.name}: {size}", markup=False)
     with Progress(console=console(stderr=True)) as progress:
         task = progress.add_task("Checking", total=len(cases))
 
@@ -46,14 +46,26 @@ def raise_if_errors(datalist: DataList, problems: Sequence[Problem]) -> str:
     Raises:
         DataError: One of the problems is an error; it carries all of them.
     """
-    num_errors = sum(problem.severity == "error" for problem in problems)
+    summary = summary_of(datalist, problems)
     verdict = (
-        f"{len(all_cases(datalist))} cases: {num_errors} errors, "
-        f"{len(problems) - num_errors} warnings"
+        f"{summary['cases']} cases: {summary['errors']} errors, {summary['warnings']} warnings"
     )
-    if num_errors:
+    if summary["errors"]:
         raise DataError(f"{datalist.path.name}: {verdict}.", problems)
     return verdict
+
+
+def summary_of(datalist: DataList, problems: Sequence[Problem]) -> dict[str, Any]:
+    """Return the numbers of cases, files and problems, as plain JSON."""
+    errors = [problem for problem in problems if problem.severity == "error"]
+    return {
+        "list": datalist.name,
+        "cases": len(all_cases(datalist)),
+        "files": len(all_files(datalist)),
+        "errors": len(errors),
+        "warnings": len(problems) - len(errors),
+        "cases_with_errors": len({problem.case for problem in errors}),
+    }
 
 
 def all_cases(datalist: DataList) -> tuple[Case, ...]:
@@ -73,9 +85,12 @@ def all_files(datalist: DataList) -> list[Path]:
 
 def _table(problems: Sequence[Problem]) -> Table:
     table = Table(show_lines=True)
-    for heading in ("severity", "case", "file", "problem", "expected", "found", "remedy"):
+    for heading in ("severity", "case and file", "what is wrong"):
         table.add_column(heading, overflow="fold")
     for problem in problems:
-        row = (problem.case, problem.file, problem.kind, problem.expected, problem.found)
-        table.add_row(problem.severity, *row, problem.remedy)
+        wrong = f"{problem.kind}: expected {problem.expected}; found {problem.found}"
+        place = f"{problem.case}\n{problem.file}".rstrip()
+        # Text, not str: a file name may hold what rich would take for markup.
+        cells = (problem.severity, place, f"{wrong}\n{problem.remedy}")
+        table.add_row(*map(Text, cells))
     return table

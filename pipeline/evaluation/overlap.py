@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+BACKGROUND = "background_"
+"""Prefix of the score that "everything is background" gets, beside the score of the same name."""
+
 
 def dice(prediction: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the Dice coefficient of two boolean masks of the same shape, 0 to 1.

@@ -158,8 +158,7 @@ class TrainingRun:
             self.network.parameters(), progress["gradients"], strict=False
         ):
             parameter.grad = gradient.to(self.device)
-        if progress["scaler"] is not None:
-            self.trainer.scaler = torch.amp.GradScaler("cuda")
+        if progress["scaler"] is not None and self.trainer.scaler is not None:
             self.trainer.scaler.load_state_dict(progress["scaler"])
         self.progress = Progress.from_dict(progress["counters"])
         self.trainer.state.iteration = self.progress.iteration
@@ -227,7 +226,7 @@ class TrainingRun:
         row: dict[str, float | int | None] = {
             "epoch": epoch,
             "iteration": self.progress.iteration,
-            "learning_rate": self.scheduler.get_last_lr()[0],
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             "training_loss": self.progress.epoch_loss_sum / len(self.data.training),
         }
         is_last = epoch == self.settings["training"]["max_epochs"]
@@ -293,7 +292,7 @@ class TrainingRun:
         """Return the gradients that an unfinished accumulation holds; empty after a step."""
         if self.progress.iteration == 0 or steps_now(self.trainer):
             return []
-        return [parameter.grad for parameter in self.network.parameters()]  # type: ignore[misc]
+        return [parameter.grad for parameter in self.network.parameters()]
 
 
 def build_optimizer(
@@ -301,6 +300,4 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return Adam, or AdamW where there is a weight decay."""
     kind = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam
-    return kind(
-        network.parameters(), lr=learning_rate, eps=adam_epsilon, weight_decay=weight_decay
-    )
+    return kind(network.parameters(), lr=learning_rate, eps=adam_epsilon, weight_decay=weight_decay)

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 
 from pipeline.evaluation.overlap import (
+    BACKGROUND,
     article_metrics,
     background_scores,
     named_dice,
@@ -84,7 +85,7 @@ class CaseScores:
             scores = background_scores(
                 native, label, regions=self.regions, num_classes=self.num_classes
             )
-            self._background[case] = {f"background_{key}": value for key, value in scores.items()}
+            self._background[case] = {f"{BACKGROUND}{key}": value for key, value in scores.items()}
         return self._background[case]
 
     def _average(self, engine: Engine) -> None:

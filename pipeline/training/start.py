@@ -157,9 +157,7 @@ def load_weights(network: torch.nn.Module, path: Path, *, header: Mapping[str, A
         ) from error
 
 
-def _build_model(
-    datalist: DataList, settings: Mapping[str, Any]
-) -> tuple[Model, torch.nn.Module]:
+def _build_model(datalist: DataList, settings: Mapping[str, Any]) -> tuple[Model, torch.nn.Module]:
     arguments = {
         "name": settings["network"]["name"],
         "in_channels": len(datalist.modalities),

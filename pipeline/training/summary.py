@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.data.files import replace_file
+from pipeline.evaluation.overlap import BACKGROUND
 from pipeline.training.progress import Progress
 from pipeline.training.run import BEST, LAST, METRICS
 from pipeline.training.tensorboard import FOLDER_NAME
 
 SUMMARY = "summary.json"
-BACKGROUND = "background_"
 
 
 def write_summary(progress: Progress, folder: Path) -> dict[str, Any]:

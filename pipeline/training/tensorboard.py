@@ -10,8 +10,9 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from pipeline.evaluation.overlap import BACKGROUND
+
 FOLDER_NAME = "tensorboard"
-BACKGROUND = "background_"
 
 
 class Board:
