@@ -21,11 +21,12 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The loaders of a run, and the sampler that positions the first."""
+    """The loaders of a run, the sampler that positions the first, and a batch's (B, C, X, Y, Z)."""
 
     training: DataLoader
     sampler: EpochSampler
     validation: DataLoader
+    batch_shape: tuple[int, ...]
 
 
 def prepare_data(
@@ -70,7 +71,8 @@ def prepare_data(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    return TrainingData(loader, sampler, validation_loader(validation_set))
+    batch_shape = (batch_size, *training_set[0]["image"].shape)
+    return TrainingData(loader, sampler, validation_loader(validation_set), batch_shape)
 
 
 def _cache(

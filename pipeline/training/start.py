@@ -18,6 +18,7 @@ from pipeline.errors import DataError, Problem, SettingsError
 from pipeline.training.checkpoint import load_checkpoint, require_same_modalities
 from pipeline.training.data import prepare_data
 from pipeline.training.keras_weights import load_keras_weights
+from pipeline.training.needs import describe, predict_needs
 from pipeline.training.progress import Progress
 from pipeline.training.run import LAST, Model, TrainingRun, seed_everything
 from pipeline.training.signals import StopRequest
@@ -119,6 +120,9 @@ def train(
         batch_size=settings["training"]["batch_size"],
         **settings["loading"],
     )
+    needs = predict_needs(network, image_shape=data.batch_shape)
+    num_iterations = settings["training"]["max_epochs"] * len(data.training)
+    LOG.info(describe(needs, num_iterations=num_iterations, device=device))
     replace_file(folder / SETTINGS, json.dumps(settings, indent=2).encode())
     with StopRequest() as stop:
         run = TrainingRun(

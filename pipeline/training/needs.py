@@ -1,0 +1,90 @@
+"""What a training run is going to need, predicted without computing it: memory, disk, time."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+# Backward costs two convolutions for each forward one.
+PASSES_PER_STEP = 3
+# Share of a matrix product's speed that the 3D convolutions of this network reach as a whole:
+# between 0.45 and 0.6 on the processors it was measured on.
+CONVOLUTION_EFFICIENCY = 0.5
+# Parameters, their gradients and Adam's two moments.
+COPIES_IN_MEMORY = 4
+# A checkpoint holds parameters and moments; best and last, and one more while it is written.
+COPIES_ON_DISK = 3 * 3
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Predicted needs of a run.
+
+    Attributes:
+        num_parameters: Of the network.
+        step_flop: Floating-point operations of a training step.
+        step_bytes: Memory of a training step: what the backward pass keeps, and the parameters.
+        disk_bytes: Of the checkpoints.
+    """
+
+    num_parameters: int
+    step_flop: int
+    step_bytes: int
+    disk_bytes: int
+
+
+def predict_needs(network: torch.nn.Module, *, image_shape: Sequence[int]) -> Needs:
+    """Return the needs of training on images (B, C, X, Y, Z).
+
+    A copy of `network` runs once on torch's meta device, where tensors have a shape and no content.
+    """
+    twin = copy.deepcopy(network).to("meta").train()
+    image = torch.empty(tuple(image_shape), device="meta")
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        # Held on to, so that no later storage can take the address of an earlier one.
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), counter:
+        logits = twin(image)
+        torch.log_softmax(logits, dim=1).sum()
+    parameters = sum(parameter.numel() * 4 for parameter in twin.parameters())
+    return Needs(
+        num_parameters=parameters // 4,
+        step_flop=PASSES_PER_STEP * counter.get_total_flops(),
+        step_bytes=sum(s.nbytes() for s in kept.values()) + COPIES_IN_MEMORY * parameters,
+        disk_bytes=COPIES_ON_DISK * parameters,
+    )
+
+
+def flop_per_second(device: torch.device, *, size: int = 2048, repeats: int = 3) -> float:
+    """Return the speed of float32 matrix products on `device`, measured in a moment."""
+    matrix = torch.ones(size, size, device=device)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.monotonic()
+        # .item() waits until a GPU is done.
+        (matrix @ matrix)[0, 0].item()
+        seconds.append(time.monotonic() - start)
+    return 2 * size**3 / median(seconds[1:])
+
+
+def describe(needs: Needs, *, num_iterations: int, device: torch.device) -> str:
+    """Return the prediction in words; its time is rough, the progress bar's will be better."""
+    step_seconds = needs.step_flop / (CONVOLUTION_EFFICIENCY * flop_per_second(device))
+    return (
+        f"Needs: {needs.num_parameters:,} parameters; {num_iterations} iterations of "
+        f"{needs.step_flop / 1e9:,.0f} GFLOP and about {needs.step_bytes / 1e9:.1f} GB of memory "
+        f"each; {needs.disk_bytes / 1e6:.0f} MB of disk for checkpoints; roughly "
+        f"{num_iterations * step_seconds / 60:.0f} min on this {device.type}, validation apart"
+    )
