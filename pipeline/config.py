@@ -66,6 +66,9 @@ class TrainingSettings(Stage):
     max_epochs: int = Field(4, ge=1)
     batch_size: int = Field(1, ge=1)
     loss: Literal["cross_entropy", "dice", "dice_ce"] = "cross_entropy"
+    dice_smoothing: float = Field(
+        1e-5, gt=0, description="voxels added to Dice; more speaks against finding what is absent"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     adam_epsilon: float = Field(1e-7, gt=0, description="Keras' default, not torch's")
     weight_decay: float = Field(0.0, ge=0, description="decoupled (AdamW) where above 0")

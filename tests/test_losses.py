@@ -44,6 +44,13 @@ def test_dice_is_that_of_the_whole_batch() -> None:
     assert float(build_loss("dice")(logits, label)) == pytest.approx(expected, abs=SMOOTHED)
 
 
+def test_smoothing_speaks_against_finding_what_is_absent() -> None:
+    # No voxel has class 1, and 0.8 + 0.1 of it is found: 1 - s / (0.9 + s).
+    nothing = torch.zeros_like(LABEL)
+    smoothed = build_loss("dice", dice_smoothing=2.0)(LOGITS, nothing)
+    assert float(smoothed) == pytest.approx(1 - 2.0 / 2.9, abs=FLOAT32)
+
+
 @pytest.mark.parametrize("name", ["cross_entropy", "dice", "dice_ce"])
 def test_the_gradient_points_towards_the_label(name: str) -> None:
     logits = LOGITS.clone().requires_grad_()

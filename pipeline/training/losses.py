@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,27 +22,33 @@ def cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, label[:, 0].long())
 
 
-def _dice() -> Loss:
-    return DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-
-
-def _dice_ce() -> Loss:
-    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-
-
-def build_loss(name: str) -> Loss:
+def build_loss(name: str, *, dice_smoothing: float = 1e-5) -> Loss:
     """Return the loss of that name: `cross_entropy`, `dice` or `dice_ce`.
 
     The Dice losses leave the background out: it is 98 % of a volume, and with it a network that
     finds nothing already scores well.
 
+    Args:
+        name: Of the loss.
+        dice_smoothing: Voxels added to numerator and denominator of Dice. Next to nothing leaves
+            Dice without a gradient where a case lacks a class, so that only the cross-entropy
+            speaks against finding it there; about the size of a small lesion makes Dice do so.
+
     Raises:
         ValueError: There is no such loss.
     """
+    dice: dict[str, Any] = {
+        "include_background": False,
+        "to_onehot_y": True,
+        "softmax": True,
+        "batch": True,
+        "smooth_nr": dice_smoothing,
+        "smooth_dr": dice_smoothing,
+    }
     losses: dict[str, Callable[[], Loss]] = {
         "cross_entropy": lambda: cross_entropy,
-        "dice": _dice,
-        "dice_ce": _dice_ce,
+        "dice": lambda: DiceLoss(**dice),
+        "dice_ce": lambda: DiceCELoss(**dice),
     }
     if name not in losses:
         raise ValueError(f"loss: expected one of {', '.join(losses)}; found {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline.data.files import replace_file
 from pipeline.errors import RunStopped
@@ -92,18 +95,8 @@ class TrainingRun:
         self.progress = Progress()
         training = settings["training"]
         self.num_iterations = training["max_epochs"] * len(data.training)
-        self.optimizer = build_optimizer(
-            self.network,
-            learning_rate=training["learning_rate"],
-            adam_epsilon=training["adam_epsilon"],
-            weight_decay=training["weight_decay"],
-        )
-        steps_per_epoch = -(-len(data.training) // training["accumulation_steps"])
-        self.scheduler = build_scheduler(
-            self.optimizer,
-            schedule=training["schedule"],
-            num_steps=training["max_epochs"] * steps_per_epoch,
-            warmup_fraction=training["warmup_fraction"],
+        self.optimizer, self.scheduler = build_optimisation(
+            self.network, epoch_length=len(data.training), **training
         )
         self.scores = CaseScores(
             regions=model.regions,
@@ -125,17 +118,18 @@ class TrainingRun:
         *,
         max_epochs: int,
         loss: str,
+        dice_smoothing: float,
         gradient_clip: float | None,
         batch_size: int,
         amp: bool,
         accumulation_steps: int,
         **_: object,
-    ) -> Any:
+    ) -> SupervisedTrainer:
         trainer = build_trainer(
             self.network,
             loader=self.data.training,
             optimizer=self.optimizer,
-            loss=build_loss(loss),
+            loss=build_loss(loss, dice_smoothing=dice_smoothing),
             device=self.device,
             max_epochs=max_epochs,
             amp=amp,
@@ -295,9 +289,26 @@ class TrainingRun:
         return [parameter.grad for parameter in self.network.parameters()]
 
 
-def build_optimizer(
-    network: torch.nn.Module, *, learning_rate: float, adam_epsilon: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """Return Adam, or AdamW where there is a weight decay."""
+def build_optimisation(
+    network: torch.nn.Module,
+    *,
+    epoch_length: int,
+    max_epochs: int,
+    learning_rate: float,
+    adam_epsilon: float,
+    weight_decay: float,
+    accumulation_steps: int,
+    schedule: str,
+    warmup_fraction: float,
+    **_: object,
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """Return Adam (AdamW where there is a weight decay) and the schedule of its learning rate."""
     kind = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam
-    return kind(network.parameters(), lr=learning_rate, eps=adam_epsilon, weight_decay=weight_decay)
+    optimizer = kind(
+        network.parameters(), lr=learning_rate, eps=adam_epsilon, weight_decay=weight_decay
+    )
+    num_steps = max_epochs * math.ceil(epoch_length / accumulation_steps)
+    scheduler = build_scheduler(
+        optimizer, schedule=schedule, num_steps=num_steps, warmup_fraction=warmup_fraction
+    )
+    return optimizer, scheduler
