@@ -8,23 +8,23 @@ RUN := runs/phantom
 PHANTOM_OPTIONS := --cases 16 --shape 80 80 52 --spacing 3 --seed 0
 TRAIN_OPTIONS := --preset quick --fold 0 --set preprocessing.spacing_mm=3 --set training.max_epochs=24
 
-.PHONY: train test check lint benchmark clean
+.PHONY: train test check lint clean
 
 train: $(COHORT)/datalist.json
 	$(BIN)/python -m pipeline.train $(COHORT)/datalist.json $(TRAIN_OPTIONS) --output-dir $(RUN) --resume
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 check: $(COHORT)/datalist.json
 	$(BIN)/python -m pipeline.check $(COHORT)/datalist.json
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
-$(COHORT)/datalist.json: $(VENV)/.installed
+$(COHORT)/datalist.json: | $(VENV)/.installed
 	$(BIN)/python -m pipeline.phantom $(COHORT) $(PHANTOM_OPTIONS)
 	$(BIN)/python -m pipeline.make_datalist $(COHORT) -o $@ --folds 4 --seed 0
 

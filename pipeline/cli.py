@@ -74,6 +74,8 @@ def open_log(folder: Path) -> Iterator[None]:
 
     A symbolic link planted under that name is replaced, not followed.
     """
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     project = logging.getLogger("pipeline")
     screen = logging.StreamHandler(sys.stdout)
     path = folder / LOG_NAME
@@ -86,7 +88,9 @@ def open_log(folder: Path) -> Iterator[None]:
     for handler in (screen, file):
         project.addHandler(handler)
     try:
-        yield
+        # A line must not land in the middle of a progress bar.
+        with logging_redirect_tqdm([project]):
+            yield
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         file.handle(project.makeRecord(project.name, logging.ERROR, "", 0, text, (), None))

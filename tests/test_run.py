@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_leaves_the_checkpoints(
         calls.append(1)
         return logits.mean() * (float("nan") if len(calls) == 6 else 1.0)
 
-    monkeypatch.setattr(run_module, "build_loss", lambda name: loss)
+    monkeypatch.setattr(run_module, "build_loss", lambda name, **_: loss)
     with pytest.raises(NumericalError, match=r"iteration 6: the loss is nan for .*case_00"):
         runner(tmp_path / "run")
     content = load_checkpoint(tmp_path / "run" / LAST)
