@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -93,15 +92,12 @@ def test_other_settings_in_the_same_folder_end_with_2(
     assert "holds a cohort of other settings" in capsys.readouterr().err
 
 
-def test_help_is_quick_and_loads_no_numpy():
+def test_help_loads_no_numpy():
     code = (
         "import sys, pipeline.phantom as verb\n"
         "try: verb.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert 'numpy' not in sys.modules and 'torch' not in sys.modules\n"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # 0.05 s on an idle machine; the limit leaves room for a busy one
-    assert time.perf_counter() - start < 2
     assert "python -m pipeline.phantom phantoms --cases 10" in done.stdout

@@ -258,16 +258,21 @@ def test_killed_while_saving_leaves_whole_checkpoints(whole: Path, tmp_path: Pat
     content["weights"] = {"weight": torch.zeros(7_000_000)}
     for name in (LAST, BEST):
         save_checkpoint(tmp_path / name, content)
-    numbers = []
     for attempt in range(20):
+        before = (tmp_path / BEST).stat().st_mtime_ns
         process = multiprocessing.get_context("fork").Process(
             target=save_for_ever, args=(tmp_path, content)
         )
         process.start()
-        time.sleep(0.05 + 0.017 * attempt)
+        deadline = time.monotonic() + 60
+        while (tmp_path / BEST).stat().st_mtime_ns == before:
+            assert time.monotonic() < deadline, "nothing is being saved: nothing would be tested"
+            time.sleep(0.001)
+        # It saves one file after the other without a pause: any moment is one of writing.
+        time.sleep(0.005 * attempt)
         process.kill()
         process.join()
-        numbers += [
-            load_checkpoint(tmp_path / name)["settings"].get("number", 0) for name in (LAST, BEST)
-        ]
-    assert max(numbers) > 0, "no process lived long enough to save: nothing was tested"
+        assert process.exitcode == -signal.SIGKILL
+        for name in (LAST, BEST):
+            assert load_checkpoint(tmp_path / name)["settings"]["number"] >= 1
+    assert list(tmp_path.glob(".*.tmp")), "no kill hit the writing: nothing was tested"
