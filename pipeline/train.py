@@ -57,7 +57,7 @@ def work(arguments: argparse.Namespace) -> None:
     from pipeline.data.checking import check_visibly, raise_if_errors
     from pipeline.data.datalist import read_datalist
     from pipeline.training.lock import locked_folder
-    from pipeline.training.start import choose_device, stored_state, train
+    from pipeline.training.start import choose_device, finished_progress, stored_state, train
     from pipeline.training.summary import print_summary, write_summary
 
     folder = arguments.output_dir
@@ -65,6 +65,15 @@ def work(arguments: argparse.Namespace) -> None:
     datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
     state = stored_state(folder, resume=arguments.resume)
     settings = _settings(arguments, None if state is None else state["settings"])
+    progress = finished_progress(
+        state,
+        max_epochs=settings.training.max_epochs,
+        early_stopping=settings.training.early_stopping,
+    )
+    if progress is not None:
+        print("This run is finished; there is nothing left to train.")
+        print_summary(write_summary(progress, folder), folder, console())
+        return
     problems = check_visibly(datalist, border_crop=settings.preprocessing.border_crop)
     print(raise_if_errors(datalist, problems))
     with locked_folder(folder), open_log(folder):

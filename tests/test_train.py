@@ -50,7 +50,10 @@ def test_trains_says_where_everything_is_and_is_not_done_twice(
     assert summary["best"]["epoch"] == 1
     written = (folder / "last.pt").stat().st_mtime_ns
     assert run(cohort, folder, "--resume") == 0
-    assert "everything is background" in capsys.readouterr().out
+    second = capsys.readouterr().out
+    assert "This run is finished" in second
+    assert "Checking" not in second, "finished work is not done again"
+    assert "everything is background" in second
     assert (folder / "last.pt").stat().st_mtime_ns == written
 
 

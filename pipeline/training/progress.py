@@ -54,6 +54,12 @@ class Progress:
         since = [row for row in self.history if row["epoch"] > (self.best_epoch or 0)]  # type: ignore[operator]
         return sum(row.get("dice_mean") is not None for row in since)
 
+    def is_finished(self, *, max_epochs: int, early_stopping: int | None) -> bool:
+        """Whether the last epoch is done, or that many validations brought nothing better."""
+        if early_stopping is not None and self.validations_since_best() >= early_stopping:
+            return True
+        return self.num_epochs_done >= max_epochs
+
     def add_epoch(self, row: Mapping[str, float | int | None]) -> None:
         """Close an epoch: keep its row and empty the sum of losses."""
         self.history.append(dict(row))

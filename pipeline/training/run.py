@@ -157,6 +157,8 @@ class TrainingRun:
         self.progress = Progress.from_dict(progress["counters"])
         self.trainer.state.iteration = self.progress.iteration
         self.trainer.state.epoch = self.progress.iteration // len(self.data.training)
+        # A crash between the two files leaves the table an epoch behind the checkpoint.
+        self._write_metrics()
 
     def go(self) -> Progress:
         """Train until the last epoch, an early stop, or a signal.
@@ -199,10 +201,10 @@ class TrainingRun:
         return num_complete > self.progress.num_epochs_done
 
     def _is_finished(self) -> bool:
-        patience = self.settings["training"]["early_stopping"]
-        if patience is not None and self.progress.validations_since_best() >= patience:
-            return True
-        return self.progress.num_epochs_done >= self.settings["training"]["max_epochs"]
+        training = self.settings["training"]
+        return self.progress.is_finished(
+            max_epochs=training["max_epochs"], early_stopping=training["early_stopping"]
+        )
 
     def _after_iteration(self, engine: Engine) -> None:
         self.board.add_iteration(
@@ -232,9 +234,12 @@ class TrainingRun:
         self.progress.add_epoch(row)
         self._keep_if_best(row)
         self._save(LAST)
-        replace_file(self.folder / METRICS, self.progress.as_csv().encode())
+        self._write_metrics()
         if self._is_finished():
             self.trainer.terminate()
+
+    def _write_metrics(self) -> None:
+        replace_file(self.folder / METRICS, self.progress.as_csv().encode())
 
     def _validate(self, epoch: int) -> bool:
         """Run the evaluator; False if a signal ended it before the last case."""

@@ -48,6 +48,18 @@ def stored_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
     return load_checkpoint(folder / LAST)
 
 
+def finished_progress(
+    state: Mapping[str, Any] | None, *, max_epochs: int, early_stopping: int | None
+) -> Progress | None:
+    """Return how a run went whose state says that nothing is left to do, else None."""
+    if state is None:
+        return None
+    progress = Progress.from_dict(state["progress"]["counters"])
+    if not progress.is_finished(max_epochs=max_epochs, early_stopping=early_stopping):
+        return None
+    return progress
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device of that name; `auto` is CUDA where there is one.
 
