@@ -9,12 +9,15 @@ RUN := runs/phantom
 PHANTOM_OPTIONS := --cases 40 --shape 80 80 52 --spacing 3 --seed 0
 TRAIN_OPTIONS := --preset quick --fold 0 --set preprocessing.spacing_mm=3 \
     --set preprocessing.gaussian_sigma=null --set training.dice_smoothing=100 \
-    --set training.max_epochs=20
+    --set training.max_epochs=15
+# glibc would hand the memory of each training step back to the kernel, and fetch it again.
+KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=4294967296
 
 .PHONY: train test check lint clean
 
 train: $(COHORT)/datalist.json
-	$(BIN)/python -m pipeline.train $(COHORT)/datalist.json $(TRAIN_OPTIONS) --output-dir $(RUN) --resume
+	$(KEEP_MEMORY) $(BIN)/python -m pipeline.train $(COHORT)/datalist.json $(TRAIN_OPTIONS) \
+	    --output-dir $(RUN) --resume
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
