@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import main_of, new_parser
+from pipeline.cli import add_list_argument, main_of, new_parser
 
 DEFAULT_PRESET = "original"
 
@@ -20,7 +20,7 @@ DEFAULT_PRESET = "original"
 def build_parser() -> argparse.ArgumentParser:
     """Return the verb's parser."""
     parser = new_parser("check", __doc__)
-    parser.add_argument("list", type=Path, metavar="LIST", help="the data list, a JSON file")
+    add_list_argument(parser)
     crop = parser.add_mutually_exclusive_group()
     crop.add_argument(
         "--preset",
@@ -36,11 +36,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the problems as JSON too")
     parser.add_argument("--workers", type=_positive, metavar="N", help="cases checked at a time")
-    parser.add_argument(
-        "--allow-outside-root",
-        action="store_true",
-        help="accept files outside the folder of the list",
-    )
     return parser
 
 

@@ -61,6 +61,16 @@ def new_parser(verb: str, doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_list_argument(parser: argparse.ArgumentParser) -> None:
+    """Add LIST and `--allow-outside-root`, which every verb that reads a data list takes."""
+    parser.add_argument("list", type=Path, metavar="LIST", help="the data list, a JSON file")
+    parser.add_argument(
+        "--allow-outside-root",
+        action="store_true",
+        help="accept files outside the folder of the list",
+    )
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console for text and tables; imported late, so that `--help` stays quick."""
     from rich.console import Console

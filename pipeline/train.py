@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import console, main_of, new_parser, open_log
+from pipeline.cli import add_list_argument, console, main_of, new_parser, open_log
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -25,7 +25,7 @@ DEFAULT_PRESET = "original"
 def build_parser() -> argparse.ArgumentParser:
     """Return the verb's parser."""
     parser = new_parser("train", __doc__)
-    parser.add_argument("list", type=Path, metavar="LIST", help="the data list, a JSON file")
+    add_list_argument(parser)
     parser.add_argument("--preset", help="original (the article; default) or quick (for a CPU)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON")
     parser.add_argument(
@@ -44,11 +44,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--init-weights", type=Path, metavar="FILE", help="a checkpoint, or the article's model2.h5"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    parser.add_argument(
-        "--allow-outside-root",
-        action="store_true",
-        help="accept files outside the folder of the list",
-    )
     return parser
 
 

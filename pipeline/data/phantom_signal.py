@@ -23,8 +23,8 @@ class Tissue:
     contrast_mmol: float = 0.0
 
 
-# White and grey matter: Wansapura et al. 1999, J Magn Reson Imaging 9:531 (3 T, in vivo).
-# CSF: T1 of Lin et al. 2001, Magn Reson Med 46:159; T2 near 2 s, as in water.
+# White and grey matter: near Wansapura et al. 1999, J Magn Reson Imaging 9:531 (3 T, in vivo).
+# CSF: T1 as Lin et al. 2001 measured it at 3 T; T2 near 2 s, as in water.
 # Blood: T1 of Stanisz et al. 2005, Magn Reson Med 54:507.
 # Deep nuclei lie between white and grey matter in T1; their iron shortens T2, most in the pallidum.
 # Tumour and oedema: near de Blank et al. 2019, Radiol Imaging Cancer 1:e190001 (T1 of solid

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.data import DataLoader, MetaTensor
+from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer, Workflow
 
 from pipeline.training.losses import Loss
+from transforms.arrays import plain_tensor
 
 
 class ResumableTrainer(SupervisedTrainer):
@@ -26,7 +27,7 @@ def training_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return image and label on `device`, without the metadata that training has no use for."""
     return tuple(  # type: ignore[return-value]
-        _plain(batch[key]).to(device, non_blocking=non_blocking) for key in ("image", "label")
+        plain_tensor(batch[key]).to(device, non_blocking=non_blocking) for key in ("image", "label")
     )
 
 
@@ -36,13 +37,13 @@ def validation_batch(
     """Return image and label on `device`; the image keeps its trace for the way back."""
     return (
         batch["image"].to(device, non_blocking=non_blocking),
-        _plain(batch["label"]).to(device, non_blocking=non_blocking),
+        plain_tensor(batch["label"]).to(device, non_blocking=non_blocking),
     )
 
 
 def plain_forward(inputs: torch.Tensor, network: Callable[..., Any], *_: object) -> torch.Tensor:
     """Run the network on a tensor without metadata, which slows every layer down."""
-    return network(_plain(inputs))
+    return network(plain_tensor(inputs))
 
 
 def build_trainer(
@@ -104,7 +105,3 @@ def _quiet(engine: Any) -> Any:
     # The engines log each error before they raise it; the verb prints it once, readably.
     engine.logger.setLevel(logging.CRITICAL)
     return engine
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

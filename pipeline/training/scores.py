@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 
 from pipeline.evaluation.overlap import (
@@ -18,6 +17,7 @@ from pipeline.evaluation.overlap import (
     region_dice,
 )
 from pipeline.training.pictures import panel
+from transforms.arrays import plain_tensor
 
 
 class CaseScores:
@@ -96,5 +96,5 @@ class CaseScores:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Return it on the CPU without metadata, which makes a comparison cost more than it should."""
-    return (tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor).cpu()
+    """Return it on the CPU without metadata: comparing MetaTensors costs more than comparing."""
+    return plain_tensor(tensor).cpu()
