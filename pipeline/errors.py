@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -63,3 +64,19 @@ class NumericalError(PipelineError):
 
 class RunStopped(PipelineError):  # noqa: N818 - not an error of anybody's: a signal asked for it
     """A signal stopped the run after its state was saved; it can be resumed."""
+
+
+@contextmanager
+def unwrapping() -> Iterator[None]:
+    """Raise our own error where a library has wrapped it, as MONAI's chains wrap everything."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, PipelineError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None

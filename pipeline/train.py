@@ -51,6 +51,7 @@ def work(arguments: argparse.Namespace) -> None:
     """Check the data, then train as the command line says."""
     from pipeline.data.checking import check_visibly, raise_if_errors
     from pipeline.data.datalist import read_datalist
+    from pipeline.errors import unwrapping
     from pipeline.training.lock import locked_folder
     from pipeline.training.start import choose_device, finished_progress, stored_state, train
     from pipeline.training.summary import print_summary, write_summary
@@ -71,7 +72,7 @@ def work(arguments: argparse.Namespace) -> None:
         return
     problems = check_visibly(datalist, border_crop=settings.preprocessing.border_crop)
     print(raise_if_errors(datalist, problems))
-    with locked_folder(folder), open_log(folder):
+    with locked_folder(folder), open_log(folder), unwrapping():
         progress = train(
             datalist,
             folder=folder,

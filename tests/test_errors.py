@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from pipeline.errors import DataError, PipelineError, Problem
+from pipeline.errors import DataError, PipelineError, Problem, SettingsError, unwrapping
 
 PROBLEM = Problem(
     case="case_1",
@@ -61,3 +61,21 @@ def test_data_error_keeps_its_problems_on_the_way_out_of_a_worker() -> None:
 def test_every_error_is_of_the_family() -> None:
     with pytest.raises(PipelineError, match="nothing here"):
         raise DataError("nothing here")
+
+
+def test_our_own_error_comes_out_of_the_library_s() -> None:
+    def wrapped(inner: Exception) -> None:
+        try:
+            try:
+                raise inner
+            except Exception as error:
+                raise RuntimeError("applying transform") from error
+        except RuntimeError as error:
+            raise RuntimeError("loading") from error
+
+    with pytest.raises(DataError, match="case_7"), unwrapping():
+        wrapped(DataError("case_7"))
+    with pytest.raises(SettingsError, match="as it is"), unwrapping():
+        raise SettingsError("as it is")
+    with pytest.raises(RuntimeError, match="loading"), unwrapping():
+        wrapped(ValueError("a bug stays what it is"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_cohort
+from conftest import datalist_entry, make_case, make_cohort, write_datalist
 
 from networks import build_network
 from pipeline import train
@@ -136,6 +136,33 @@ def test_wrong_data_end_with_3_and_write_nothing(
     assert "case_000" in table, "every problem is listed, not only the first"
     assert "case_001" in table
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_lost_after_the_check_is_still_a_case_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = make_cohort(tmp_path / "cohort", num_cases=2)
+    (cohort.parent / "case_001" / "case_001_t1.nii.gz").write_bytes(b"")
+    monkeypatch.setattr("pipeline.data.checking.check_visibly", lambda *_, **__: [])
+    assert run(cohort, tmp_path / "run") == 3
+    message = capsys.readouterr().err
+    assert "case_001" in message
+    assert "case_001_t1.nii.gz" in message
+
+
+def test_a_batch_of_cases_of_several_sizes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = []
+    for number, size in enumerate((16, 16, 24)):
+        case = make_case(tmp_path, f"case_{number}", shape=(size, 16, 16), fold=min(number, 1))
+        entries.append(datalist_entry(case, tmp_path))
+    entries[1]["fold"] = 1
+    cohort = write_datalist(tmp_path / "sizes.json", {"training": entries})
+    assert run(cohort, tmp_path / "run", "--set=training.batch_size=2") == 2
+    message = capsys.readouterr().err
+    assert "training.batch_size: 2 cases can be stacked only if all have one size" in message
+    assert "[(16, 16, 16), (24, 16, 16)]" in message
 
 
 def test_a_folder_in_use_is_refused_with_4(

@@ -14,6 +14,7 @@ from pipeline.data.caching import build_cache, free_memory_bytes, item_bytes, nu
 from pipeline.data.datalist import Case
 from pipeline.data.loaders import EpochSampler, training_loader, validation_loader
 from pipeline.data.loading import LoadCase
+from pipeline.errors import SettingsError
 from transforms import build_augmentation
 
 LOG = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ def prepare_data(
     )
     training_set, used = _cache("training", training_cases, training_chain, budget)
     validation_set, _ = _cache("validation", validation_cases, validation_chain, budget - used)
+    if batch_size > 1:
+        _require_one_size(training_set, batch_size)
     loader, sampler = training_loader(
         training_set,
         augmentation=build_augmentation(**augmentation),
@@ -73,6 +76,16 @@ def prepare_data(
     )
     batch_shape = (batch_size, *training_set[0]["image"].shape)
     return TrainingData(loader, sampler, validation_loader(validation_set), batch_shape)
+
+
+def _require_one_size(cases: CacheDataset, batch_size: int) -> None:
+    shapes = {tuple(cases[index]["image"].shape[1:]) for index in range(len(cases))}
+    if len(shapes) > 1:
+        raise SettingsError(
+            f"training.batch_size: {batch_size} cases can be stacked only if all have one size; "
+            f"after the preprocessing they have {len(shapes)}, such as {sorted(shapes)[:2]}. Use "
+            "training.accumulation_steps instead, or preprocessing without brain_box."
+        )
 
 
 def _cache(
