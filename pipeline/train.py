@@ -60,6 +60,8 @@ def work(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
     state = stored_state(folder, resume=arguments.resume)
+    if arguments.resume and state is None:
+        print(f"There is no checkpoint to resume from in {folder}: the run starts anew.")
     settings = _settings(arguments, None if state is None else state["settings"])
     progress = finished_progress(
         state,

@@ -76,12 +76,11 @@ def test_a_run_in_the_folder_is_not_overwritten(
 
 
 def test_a_run_without_a_checkpoint_starts_again_and_says_so(
-    cohort: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "settings.json").write_text("{}")
-    with caplog.at_level("INFO", logger="pipeline"):
-        assert run(cohort, tmp_path, "--resume") == 0
-    assert "ended before its first checkpoint" in caplog.text
+    assert run(cohort, tmp_path, "--resume") == 0
+    assert f"no checkpoint to resume from in {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_torn_checkpoint_is_an_error_not_a_new_run(
@@ -92,6 +91,17 @@ def test_a_torn_checkpoint_is_an_error_not_a_new_run(
     (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
     assert run(cohort, tmp_path, "--resume") == 3
     assert "unusable-checkpoint" in capsys.readouterr().err
+
+
+def test_a_lost_checkpoint_is_an_error_not_a_new_run(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cohort, tmp_path) == 0
+    best = (tmp_path / "best.pt").read_bytes()
+    (tmp_path / "last.pt").unlink()
+    assert run(cohort, tmp_path, "--resume") == 3
+    assert "last.pt: unusable-checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "best.pt").read_bytes() == best
 
 
 def test_other_settings_are_refused_on_resume(

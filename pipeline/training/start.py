@@ -20,7 +20,7 @@ from pipeline.training.data import prepare_data
 from pipeline.training.keras_weights import load_keras_weights
 from pipeline.training.needs import describe, predict_needs
 from pipeline.training.progress import Progress
-from pipeline.training.run import LAST, Model, TrainingRun, seed_everything
+from pipeline.training.run import BEST, LAST, Model, TrainingRun, seed_everything
 from pipeline.training.signals import StopRequest
 from transforms import build_preprocessing
 
@@ -42,9 +42,8 @@ def stored_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
             f"{folder.name}: there is a run in this folder. Continue it with --resume, or choose "
             "another --output-dir."
         )
-    if not (folder / LAST).exists():
-        LOG.info("The run in this folder ended before its first checkpoint: it starts again.")
-        return None
+    if not any((folder / name).exists() for name in (LAST, BEST)):
+        return None  # it ended before its first checkpoint
     return load_checkpoint(folder / LAST)
 
 
