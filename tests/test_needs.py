@@ -26,8 +26,8 @@ def test_the_article_s_network_at_full_size() -> None:
     assert needs.num_parameters == 2_345_924
     # 2.92 TFLOP by an independent count, which leaves out the gradient of the image.
     assert needs.step_flop == pytest.approx(2.92e12, rel=0.02)
-    # A real step was seen to take between 9 and 14 GB, depending on the allocator.
-    assert 7e9 < needs.step_bytes < 14e9
+    # At least the activations that an independent count gave, 7 GB, and less than was seen, 12 GB.
+    assert 7e9 < needs.step_bytes < 12e9
 
 
 def test_the_network_itself_is_not_moved() -> None:
@@ -41,7 +41,7 @@ def test_the_network_itself_is_not_moved() -> None:
 def test_described_in_words() -> None:
     needs = Needs(num_parameters=1000, step_flop=10**9, step_bytes=2 * 10**9, disk_bytes=36_000)
     words = describe(needs, num_iterations=12, device=torch.device("cpu"))
-    assert "1,000 parameters; 12 iterations of 1 GFLOP and about 2.0 GB" in words
+    assert "1,000 parameters; 12 iterations of 1 GFLOP and at least 2.0 GB" in words
 
 
 def test_speed_is_measured() -> None:

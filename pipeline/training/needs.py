@@ -30,6 +30,8 @@ class Needs:
         num_parameters: Of the network.
         step_flop: Floating-point operations of a training step.
         step_bytes: Memory of a training step: what the backward pass keeps, and the parameters.
+            The peak is higher by the gradients in flight and by what the allocator cannot reuse:
+            12 to 15 GB were seen at full size where this says 9.5.
         disk_bytes: Of the checkpoints.
     """
 
@@ -84,7 +86,7 @@ def describe(needs: Needs, *, num_iterations: int, device: torch.device) -> str:
     step_seconds = needs.step_flop / (CONVOLUTION_EFFICIENCY * flop_per_second(device))
     return (
         f"Needs: {needs.num_parameters:,} parameters; {num_iterations} iterations of "
-        f"{needs.step_flop / 1e9:,.0f} GFLOP and about {needs.step_bytes / 1e9:.1f} GB of memory "
+        f"{needs.step_flop / 1e9:,.0f} GFLOP and at least {needs.step_bytes / 1e9:.1f} GB of memory "
         f"each; {needs.disk_bytes / 1e6:.0f} MB of disk for checkpoints; roughly "
         f"{num_iterations * step_seconds / 60:.0f} min on this {device.type}, validation apart"
     )
