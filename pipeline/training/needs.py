@@ -84,9 +84,10 @@ def flop_per_second(device: torch.device, *, size: int = 2048, repeats: int = 3)
 def describe(needs: Needs, *, num_iterations: int, device: torch.device) -> str:
     """Return the prediction in words; its time is rough, the progress bar's will be better."""
     step_seconds = needs.step_flop / (CONVOLUTION_EFFICIENCY * flop_per_second(device))
+    total_minutes = num_iterations * step_seconds / 60
     return (
         f"Needs: {needs.num_parameters:,} parameters; {num_iterations} iterations of "
-        f"{needs.step_flop / 1e9:,.0f} GFLOP and at least {needs.step_bytes / 1e9:.1f} GB of memory "
-        f"each; {needs.disk_bytes / 1e6:.0f} MB of disk for checkpoints; roughly "
-        f"{num_iterations * step_seconds / 60:.0f} min on this {device.type}, validation apart"
+        f"{needs.step_flop / 1e9:,.0f} GFLOP and at least {needs.step_bytes / 1e9:.1f} GB of "
+        f"memory each; {needs.disk_bytes / 1e6:.0f} MB of disk for checkpoints; roughly "
+        f"{total_minutes:.0f} min on this {device.type}, validation apart"
     )
