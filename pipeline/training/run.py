@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
-from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline.data.files import replace_file
 from pipeline.errors import RunStopped
@@ -30,7 +28,7 @@ from pipeline.training.handlers import (
 )
 from pipeline.training.losses import build_loss
 from pipeline.training.progress import Progress
-from pipeline.training.schedule import build_scheduler
+from pipeline.training.schedule import build_optimisation
 from pipeline.training.scores import CaseScores
 from pipeline.training.signals import StopRequest
 from pipeline.training.tensorboard import Board
@@ -292,28 +290,3 @@ class TrainingRun:
         if self.progress.iteration == 0 or steps_now(self.trainer):
             return []
         return [parameter.grad for parameter in self.network.parameters()]
-
-
-def build_optimisation(
-    network: torch.nn.Module,
-    *,
-    epoch_length: int,
-    max_epochs: int,
-    learning_rate: float,
-    adam_epsilon: float,
-    weight_decay: float,
-    accumulation_steps: int,
-    schedule: str,
-    warmup_fraction: float,
-    **_: object,
-) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """Return Adam (AdamW where there is a weight decay) and the schedule of its learning rate."""
-    kind = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam
-    optimizer = kind(
-        network.parameters(), lr=learning_rate, eps=adam_epsilon, weight_decay=weight_decay
-    )
-    num_steps = max_epochs * math.ceil(epoch_length / accumulation_steps)
-    scheduler = build_scheduler(
-        optimizer, schedule=schedule, num_steps=num_steps, warmup_fraction=warmup_fraction
-    )
-    return optimizer, scheduler

@@ -1,4 +1,4 @@
-"""The learning rate's factor as a function of the optimiser step, and its scheduler."""
+"""The optimiser, and its learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -42,3 +42,28 @@ def build_scheduler(
             step, schedule=schedule, num_steps=num_steps, num_warmup=num_warmup
         ),
     )
+
+
+def build_optimisation(
+    network: torch.nn.Module,
+    *,
+    epoch_length: int,
+    max_epochs: int,
+    learning_rate: float,
+    adam_epsilon: float,
+    weight_decay: float,
+    accumulation_steps: int,
+    schedule: str,
+    warmup_fraction: float,
+    **_: object,
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """Return Adam (AdamW where there is a weight decay) and the schedule of its learning rate."""
+    kind = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam
+    optimizer = kind(
+        network.parameters(), lr=learning_rate, eps=adam_epsilon, weight_decay=weight_decay
+    )
+    num_steps = max_epochs * math.ceil(epoch_length / accumulation_steps)
+    scheduler = build_scheduler(
+        optimizer, schedule=schedule, num_steps=num_steps, warmup_fraction=warmup_fraction
+    )
+    return optimizer, scheduler
