@@ -41,7 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", type=Path, default=Path("runs/latest"), metavar="DIR")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output-dir")
     parser.add_argument(
-        "--init-weights", type=Path, metavar="FILE", help="a checkpoint, or the article's model2.h5"
+        "--init-weights",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint, or the article's model2.h5, to start from; a resumed run has its own",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     return parser

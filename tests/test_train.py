@@ -41,10 +41,15 @@ def run(cohort: Path, folder: Path, *options: str) -> int:
 def test_trains_says_where_everything_is_and_is_not_done_twice(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "a run"
+    folder = tmp_path / "a [bold] run"
     assert run(cohort, folder) == 0
     first = capsys.readouterr().out
-    for told in ("everything is background", "best.pt", "metrics.csv", "tensorboard --host"):
+    for told in (
+        "everything is background",
+        str(folder / "best.pt"),
+        "metrics.csv",
+        "tensorboard --host",
+    ):
         assert told in first
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["best"]["epoch"] == 1

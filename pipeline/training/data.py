@@ -94,9 +94,7 @@ def _cache(
     """Return the cached dataset and the bytes that its cache takes."""
     # The largest of a few would be guessed; the first case is measured.
     bytes_per_case = item_bytes(chain(cases[0]))
-    num_cached = num_cacheable(
-        len(cases), bytes_per_case=bytes_per_case, budget_bytes=max(budget_bytes, 0)
-    )
+    num_cached = num_cacheable(len(cases), bytes_per_case=bytes_per_case, budget_bytes=budget_bytes)
     LOG.info(
         "Cache: %d of %d %s cases in memory, about %.0f MB each, %.2f GB of at most %.2f GB%s",
         num_cached,
@@ -104,7 +102,7 @@ def _cache(
         name,
         bytes_per_case / 1e6,
         num_cached * bytes_per_case / 1e9,
-        max(budget_bytes, 0) / 1e9,
+        budget_bytes / 1e9,
         "" if num_cached == len(cases) else "; the others are read anew in each epoch",
     )
     return build_cache(cases, transform=chain, num_cached=num_cached), num_cached * bytes_per_case

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -30,13 +30,7 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the checkpoint."""
-        return {
-            "iteration": self.iteration,
-            "epoch_loss_sum": self.epoch_loss_sum,
-            "best_score": self.best_score,
-            "best_epoch": self.best_epoch,
-            "history": [dict(row) for row in self.history],
-        }
+        return asdict(self)
 
     @property
     def num_epochs_done(self) -> int:

@@ -42,6 +42,10 @@ def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> No
         values = (best[name], last[name], last[BACKGROUND + name])
         table.add_row(name, *(f"{value:.4f}" for value in values))
     console.print(table)
-    console.print(f"Weights:     {folder / BEST} (best), {folder / LAST} (last)")
-    console.print(f"Curves:      {folder / METRICS}, {folder / SUMMARY}")
-    console.print(f"TensorBoard: tensorboard --host 127.0.0.1 --logdir {folder / FOLDER_NAME}")
+    lines = (
+        f"Weights:     {folder / BEST} (best), {folder / LAST} (last)",
+        f"Curves:      {folder / METRICS}, {folder / SUMMARY}",
+        f"TensorBoard: tensorboard --host 127.0.0.1 --logdir {folder / FOLDER_NAME}",
+    )
+    # A folder's name may hold what rich would take for markup.
+    console.print("\n".join(lines), markup=False)
