@@ -54,9 +54,10 @@ def work(arguments: argparse.Namespace) -> None:
     """Check the data, then train as the command line says."""
     from pipeline.data.checking import check_visibly, raise_if_errors
     from pipeline.data.datalist import read_datalist
+    from pipeline.data.lock import locked_folder
     from pipeline.errors import unwrapping
-    from pipeline.training.lock import locked_folder
-    from pipeline.training.start import choose_device, finished_progress, stored_state, train
+    from pipeline.model.device import choose_device
+    from pipeline.training.start import finished_progress, stored_state, train
     from pipeline.training.summary import print_summary, write_summary
 
     folder = arguments.output_dir

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from pipeline.errors import DataError, ResourceError
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import (
+from pipeline.model import checkpoint
+from pipeline.model.checkpoint import (
     FORMAT,
     REQUIRED_KEYS,
     load_checkpoint,

@@ -12,6 +12,7 @@ from monai.data import DataLoader, MetaTensor
 
 from pipeline.data.loaders import training_loader
 from pipeline.errors import NumericalError
+from pipeline.signals import StopRequest
 from pipeline.training.engines import build_trainer
 from pipeline.training.handlers import (
     LossWatch,
@@ -24,7 +25,6 @@ from pipeline.training.handlers import (
 from pipeline.training.losses import build_loss
 from pipeline.training.progress import Progress
 from pipeline.training.schedule import build_scheduler
-from pipeline.training.signals import StopRequest
 
 CPU = torch.device("cpu")
 # A sum of a few float32 products in another order.

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.lock import LOCK_NAME, locked_folder
 from pipeline.errors import ResourceError
-from pipeline.training.lock import LOCK_NAME, locked_folder
 
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.training.lock import locked_folder
+from pipeline.data.lock import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()

@@ -457,3 +457,36 @@ def test_real_cases_read_as_nibabel_reads_them(real_cases: Path) -> None:
     reference = nib.load(path)
     np.testing.assert_array_equal(volume, np.asarray(reference.dataobj))
     np.testing.assert_array_equal(affine, reference.affine)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[: len(content) // 2], "cannot be read.*length"),
+        (lambda content: content[:-1] + b"\xff", "voxels the same: False"),
+        (lambda content: content[:280] + b"\0\0\0\x41" + content[284:], "affine the same: False"),
+    ],
+)
+def test_a_file_that_does_not_hold_what_was_written_gets_no_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[bytes], bytes],
+    message: str,
+) -> None:
+    """The disk, or the library below us, may write something else without a word."""
+    path = tmp_path / "mask.nii"
+    write_volume(path, VOLUME, affine=AFFINE, dtype=np.uint8)
+    before = path.read_bytes()
+    to_bytes = nib.Nifti1Image.to_bytes
+    monkeypatch.setattr(nib.Nifti1Image, "to_bytes", lambda image: damage(to_bytes(image)))
+    with pytest.raises(ResourceError, match=rf"(?s)mask.nii: .*{message}"):
+        write_volume(path, VOLUME + 1, affine=AFFINE, dtype=np.uint8)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["mask.nii"]
+
+
+def test_nan_and_infinity_are_written_as_they_are(tmp_path: Path) -> None:
+    volume = np.array([np.nan, np.inf, -1.5], dtype=np.float32).reshape(1, 1, 3)
+    write_volume(tmp_path / "map.nii.gz", volume, affine=AFFINE, dtype=np.float32)
+    found, _ = read_volume(tmp_path / "map.nii.gz")
+    np.testing.assert_array_equal(found, volume)

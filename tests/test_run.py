@@ -17,10 +17,10 @@ from conftest import make_cohort
 from pipeline.config import build_settings
 from pipeline.data.datalist import read_datalist
 from pipeline.errors import DataError, NumericalError, RunStopped, SettingsError
+from pipeline.model.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from pipeline.training import run as run_module
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.progress import Progress
-from pipeline.training.run import BEST, LAST, METRICS, TrainingRun
+from pipeline.training.run import METRICS, TrainingRun
 from pipeline.training.start import stored_state, train
 
 # Four training and four validation cases: two epochs of four iterations.
@@ -105,7 +105,7 @@ def assert_same_run(left: Path, right: Path, *, apart_from: tuple[str, ...] = ()
 def test_a_run_leaves_everything(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
     assert {BEST, LAST, METRICS, "settings.json", "tensorboard"} <= names
-    assert not [name for name in names if name.endswith(".tmp")]
+    assert not [name for name in names if ".tmp." in name]
     content = load_checkpoint(whole / LAST)
     assert content["header"]["modality"] == ["flair", "t1", "t1ce", "t2"]
     assert content["progress"]["counters"]["iteration"] == 8
@@ -275,4 +275,4 @@ def test_killed_while_saving_leaves_whole_checkpoints(whole: Path, tmp_path: Pat
         assert process.exitcode == -signal.SIGKILL
         for name in (LAST, BEST):
             assert load_checkpoint(tmp_path / name)["settings"]["number"] >= 1
-    assert list(tmp_path.glob(".*.tmp")), "no kill hit the writing: nothing was tested"
+    assert list(tmp_path.glob(".*.tmp.*")), "no kill hit the writing: nothing was tested"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
 
+from pipeline.signals import StopRequest
 from pipeline.training.engines import build_evaluator
 from pipeline.training.handlers import StopWatch
 from pipeline.training.scores import CaseScores
-from pipeline.training.signals import StopRequest
 
 REGIONS = {"WT": (1, 2), "ET": (2,)}
 NUM_CLASSES = 3

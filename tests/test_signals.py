@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.training.signals import STOP_SIGNALS, StopRequest
+from pipeline.signals import STOP_SIGNALS, StopRequest
 
 Received = list[int]
 

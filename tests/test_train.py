@@ -16,8 +16,8 @@ from conftest import datalist_entry, make_case, make_cohort, write_datalist
 
 from networks import build_network
 from pipeline import train
-from pipeline.training.checkpoint import load_checkpoint
-from pipeline.training.lock import locked_folder
+from pipeline.data.lock import locked_folder
+from pipeline.model.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TINY = [

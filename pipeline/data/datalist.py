@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,7 @@ class DataList:
 
     def region_classes(self) -> dict[str, tuple[int, ...]]:
         """Return the class indices that make up each region."""
-        index = {name: position for position, name in enumerate(self.labels)}
-        return {
-            region: tuple(index[name] for name in names) for region, names in self.regions.items()
-        }
+        return region_classes_of(self.header())
 
     def split(self, fold: int | None) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """Return the cases to train on and the cases to validate on; all of them are labelled.
@@ -84,6 +81,14 @@ class DataList:
         if fold is None:
             return f"no case of the validation section is labelled; name a fold. {there}"
         return f"no case of the training section is in fold {fold}. {there}"
+
+
+def region_classes_of(header: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the class indices of each region of a header, from a list or from a checkpoint."""
+    index = {name: position for position, name in enumerate(header["labels"])}
+    return {
+        region: tuple(index[name] for name in names) for region, names in header["regions"].items()
+    }
 
 
 def read_datalist(path: Path, *, allow_outside_root: bool = False) -> DataList:

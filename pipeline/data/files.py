@@ -7,24 +7,30 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import ResourceError
 
-TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp\..+")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(
+    path: Path, content: bytes, *, verify: Callable[[Path], None] | None = None
+) -> None:
     """Write `content` to `path` so that a crash at any moment leaves the old file or the new one.
 
-    A symbolic link at `path` is replaced, not followed. Raises ResourceError (with the bytes needed
-    and free if the disk is full); the temporary file is then removed.
+    `verify` is called with the temporary file, which ends in the final name; if it raises, nothing
+    takes that name. A symbolic link at `path` is replaced, not followed. Raises ResourceError (with
+    the bytes needed and free if the disk is full); the temporary file is then removed.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp.{path.name}")
     try:
         try:
             _write_and_sync(temporary, content)
+            if verify is not None:
+                verify(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from pipeline.data.nifti_header import (
     parse_header,
     true_type,
 )
+from pipeline.errors import DataError, ResourceError
 
 CHUNK_BYTES = 1 << 13  # inflates to 8 MiB at most: what a bomb can take before it is noticed
 MAX_GZIP_RATIO = 1032  # of the deflate format
@@ -73,10 +74,12 @@ def write_volume(path: Path, volume: np.ndarray, *, affine: np.ndarray, dtype: D
     """Write (X, Y, Z) or (C, X, Y, Z) as NIfTI-1, compressed if `path` ends in .gz, atomically.
 
     sform and qform are both set (code 1, scanner) in millimetres; a qform cannot hold shears, so a
-    sheared affine gets the sform alone. No description, history or time stamp is written.
+    sheared affine gets the sform alone. No description, history or time stamp is written. Before
+    the file gets its name it is opened again: voxels, type and affine must be those given.
 
     Raises ValueError if an integer `dtype` cannot hold the values, ResourceError if the file cannot
-    be written (the bytes needed and free if the disk is full; what was there before stays).
+    be written (the bytes needed and free if the disk is full; what was there before stays) or does
+    not hold what was written.
     """
     values = cast_exactly(volume, np.dtype(dtype))
     if values.ndim == 4:
@@ -90,7 +93,26 @@ def write_volume(path: Path, volume: np.ndarray, *, affine: np.ndarray, dtype: D
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=GZIP_LEVEL, mtime=0)
-    replace_file(path, content)
+    replace_file(path, content, verify=partial(_require_written, values=values, affine=affine))
+
+
+def _require_written(path: Path, *, values: np.ndarray, affine: np.ndarray) -> None:
+    """Open a file that was just written; raise ResourceError unless it holds what was given."""
+    try:
+        header = read_header(path, channels=True)
+        found, _ = read_volume(path, dtype=None, channels=True)
+    except DataError as error:
+        raise ResourceError(f"{path.name}: what was written cannot be read: {error}") from error
+    # NIfTI-1 stores the affine in float32.
+    same_affine = np.array_equal(header.affine, affine.astype(np.float32))
+    expected = np.moveaxis(values, -1, 0) if values.ndim == 4 else values[None]
+    same_voxels = np.array_equal(found, expected, equal_nan=values.dtype.kind == "f")
+    if not (same_affine and same_voxels and header.dtype == values.dtype):
+        raise ResourceError(
+            f"{path.name}: the file does not hold what was written (affine the same: "
+            f"{same_affine}, voxels the same: {same_voxels}, type {header.dtype}). "
+            "Check the disk."
+        )
 
 
 def cast_exactly(values: np.ndarray, dtype: np.dtype) -> np.ndarray:

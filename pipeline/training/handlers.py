@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from pipeline.data.loaders import EpochSampler
 from pipeline.errors import NumericalError
+from pipeline.signals import StopRequest
 from pipeline.training.progress import Progress
-from pipeline.training.signals import StopRequest
 
 
 class Position:

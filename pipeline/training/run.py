@@ -15,7 +15,8 @@ from monai.engines import SupervisedTrainer
 
 from pipeline.data.files import replace_file
 from pipeline.errors import RunStopped
-from pipeline.training.checkpoint import FORMAT, save_checkpoint
+from pipeline.model.checkpoint import BEST, FORMAT, LAST, save_checkpoint
+from pipeline.signals import StopRequest
 from pipeline.training.data import TrainingData
 from pipeline.training.engines import build_evaluator, build_trainer
 from pipeline.training.handlers import (
@@ -30,12 +31,11 @@ from pipeline.training.losses import build_loss
 from pipeline.training.progress import Progress
 from pipeline.training.schedule import build_optimisation
 from pipeline.training.scores import CaseScores
-from pipeline.training.signals import StopRequest
 from pipeline.training.tensorboard import Board
 from transforms import build_postprocessing, build_preprocessing
 
 LOG = logging.getLogger(__name__)
-LAST, BEST, METRICS = "last.pt", "best.pt", "metrics.csv"
+METRICS = "metrics.csv"
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,15 @@ class Model:
     """What a checkpoint must say to use the network again: plain JSON values.
 
     `network` are the arguments of `build_network`, `preprocessing` those of `build_preprocessing`,
-    `header` is the data list's, `regions` the class indices per region that follow from it.
+    `header` is the data list's, `regions` the class indices per region that follow from it,
+    `trained_on` the digests of the training subjects.
     """
 
     network: dict[str, Any]
     preprocessing: dict[str, Any]
     header: dict[str, Any]
     regions: dict[str, tuple[int, ...]]
+    trained_on: tuple[str, ...]
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:
@@ -272,6 +274,7 @@ class TrainingRun:
                 "network": self.model.network,
                 "preprocessing": self.model.preprocessing,
                 "header": self.model.header,
+                "trained_on": self.model.trained_on,
                 "settings": dict(self.settings),
                 "versions": {name: version(name) for name in ("torch", "monai")},
                 "progress": {

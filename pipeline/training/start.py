@@ -15,13 +15,14 @@ from networks import build_network
 from pipeline.data.datalist import Case, DataList
 from pipeline.data.files import replace_file, sweep_temporaries
 from pipeline.errors import DataError, Problem, SettingsError
-from pipeline.training.checkpoint import load_checkpoint, require_same_modalities
+from pipeline.model.checkpoint import BEST, LAST, load_checkpoint, require_same_modalities
+from pipeline.model.trained import subject_digest
+from pipeline.signals import StopRequest
 from pipeline.training.data import prepare_data
 from pipeline.training.keras_weights import load_keras_weights
 from pipeline.training.needs import describe, predict_needs
 from pipeline.training.progress import Progress
-from pipeline.training.run import BEST, LAST, Model, TrainingRun, seed_everything
-from pipeline.training.signals import StopRequest
+from pipeline.training.run import Model, TrainingRun, seed_everything
 from transforms import build_preprocessing
 
 LOG = logging.getLogger(__name__)
@@ -57,23 +58,6 @@ def finished_progress(
     if not progress.is_finished(max_epochs=max_epochs, early_stopping=early_stopping):
         return None
     return progress
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is CUDA where there is one.
-
-    Raises:
-        SettingsError: There is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"--device {name}: there is no such device: {reason}") from error
-    return device
 
 
 def fingerprint(
@@ -119,7 +103,7 @@ def train(
     mark = fingerprint(datalist.header(), training_cases, validation_cases)
     if state is not None:
         _require_same_data(state, datalist.header(), mark)
-    model, network = _build_model(datalist, settings)
+    model, network = _build_model(datalist, settings, training_cases)
     if init_weights is not None and state is None:
         load_weights(network, init_weights, header=datalist.header())
     data = prepare_data(
@@ -172,7 +156,9 @@ def load_weights(network: torch.nn.Module, path: Path, *, header: Mapping[str, A
         ) from error
 
 
-def _build_model(datalist: DataList, settings: Mapping[str, Any]) -> tuple[Model, torch.nn.Module]:
+def _build_model(
+    datalist: DataList, settings: Mapping[str, Any], training_cases: Sequence[Case]
+) -> tuple[Model, torch.nn.Module]:
     arguments = {
         "name": settings["network"]["name"],
         "in_channels": len(datalist.modalities),
@@ -185,7 +171,8 @@ def _build_model(datalist: DataList, settings: Mapping[str, Any]) -> tuple[Model
         raise SettingsError(f"network: {error}") from error
     preprocessing = {**settings["preprocessing"], "divisor": network.divisor}
     regions = datalist.region_classes()
-    return Model(arguments, preprocessing, datalist.header(), regions), network
+    trained_on = tuple(sorted({subject_digest(case.subject) for case in training_cases}))
+    return Model(arguments, preprocessing, datalist.header(), regions, trained_on), network
 
 
 def _require_same_data(state: Mapping[str, Any], header: Mapping[str, Any], mark: str) -> None:

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from pipeline.data.files import replace_file
 from pipeline.evaluation.overlap import BACKGROUND
+from pipeline.model.checkpoint import BEST, LAST
 from pipeline.training.progress import Progress
-from pipeline.training.run import BEST, LAST, METRICS
+from pipeline.training.run import METRICS
 from pipeline.training.tensorboard import FOLDER_NAME
 
 SUMMARY = "summary.json"

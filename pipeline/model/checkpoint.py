@@ -16,6 +16,9 @@ import torch
 from pipeline.data.files import replace_file
 from pipeline.errors import DataError, Problem
 
+LAST, BEST = "last.pt", "best.pt"
+"""Names of a run's checkpoints: where it stands, and its best validation."""
+
 FORMAT = 1
 """Version of the content; raised when an older reader could not understand it."""
 
