@@ -1,4 +1,5 @@
-# Two commands do everything: `make train` and `make test`. What is finished is not done again.
+# `make train`, `make segment`, `make bundle`: a demonstration; `make test`: the tests. What is finished
+# is not done again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,11 +14,23 @@ TRAIN_OPTIONS := --preset quick --fold 0 --set preprocessing.spacing_mm=3 \
 # glibc would hand the memory of each training step back to the kernel, and fetch it again.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=4294967296
 
-.PHONY: train test check lint clean
+.PHONY: train segment bundle test check lint clean
 
 train: $(COHORT)/datalist.json
 	$(KEEP_MEMORY) $(BIN)/python -m pipeline.train $(COHORT)/datalist.json $(TRAIN_OPTIONS) \
 	    --output-dir $(RUN) --resume
+
+# The eight phantoms of fold 0, which the network has not seen.
+segment: train
+	$(BIN)/python -m pipeline.infer -m $(RUN) $(COHORT)/datalist.json --fold 0 --output $(RUN)/masks
+	$(BIN)/python -m pipeline.evaluate $(RUN)/masks $(COHORT)/datalist.json --fold 0 --output $(RUN)/scores
+
+# Export, then run the bundle on one phantom as MONAI's users do: without this project's code.
+bundle: train
+	test -d $(RUN)/bundle || $(BIN)/python -m pipeline.export $(RUN) --output $(RUN)/bundle --torchscript --onnx
+	cd $(RUN)/bundle && ../../../$(BIN)/python -m monai.bundle run --config_file configs/inference.json \
+	    $(foreach modality,flair t1 t1ce t2,--$(modality) ../../../$(COHORT)/$(PHANTOM)/$(PHANTOM)_$(modality).nii.gz) \
+	    --output_dir ../bundle-masks
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95

@@ -18,9 +18,10 @@ from typing import Any
 from monai.networks.nets import DynUNet, SegResNet, SwinUNETR
 from torch import nn
 
+from networks.inferers import VolumeInferer
 from networks.unet3d import UNet3D
 
-__all__ = ["NETWORKS", "UNet3D", "build_network"]
+__all__ = ["NETWORKS", "UNet3D", "VolumeInferer", "build_network"]
 
 
 def segresnet(

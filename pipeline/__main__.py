@@ -11,6 +11,9 @@ VERBS = {
     "make_datalist": "find the cases in a folder and write the data list",
     "check": "look for every fault in the cases of a data list",
     "train": "train and validate the network",
+    "infer": "segment cases with one or several trained networks",
+    "evaluate": "score masks against references, or two sets of masks against each other",
+    "export": "make a MONAI bundle of a run, proven to give the same masks",
 }
 
 

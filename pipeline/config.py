@@ -6,13 +6,14 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import SettingsError
 
 Voxels = Annotated[int, Field(ge=0)]
+Edge = Annotated[int, Field(ge=1)]
 Margins = tuple[tuple[Voxels, Voxels], tuple[Voxels, Voxels], tuple[Voxels, Voxels]]
 
 
@@ -20,6 +21,9 @@ class Stage(BaseModel):
     """Base of all stages: unknown keys, silent type changes, NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+AnyStage = TypeVar("AnyStage", bound=Stage)
 
 
 class PreprocessingSettings(Stage):
@@ -121,6 +125,29 @@ class Settings(Stage):
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     loading: LoadingSettings = LoadingSettings()
+
+
+class InferenceSettings(Stage):
+    """How masks are made with trained networks; stored beside every mask, part of no run."""
+
+    window: Literal["auto"] | tuple[Edge, Edge, Edge] | None = Field(
+        "auto", description="sliding window in voxels; null: one pass; auto: as memory allows"
+    )
+    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next covers")
+    flips: bool = Field(False, description="mean over all mirrorings of X, Y and Z")
+    probabilities: bool = Field(False, description="write the probability of each class")
+    uncertainty_samples: Literal[0] | Annotated[int, Field(ge=2)] = Field(
+        0, description="passes with dropout on; 0 writes no uncertainty"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of the dropout in those passes")
+    fill_holes: bool = Field(False, description="background that tumour encloses becomes tumour")
+    largest_component: bool = Field(False, description="only the largest tumour stays")
+    min_et_volume_ml: float | None = Field(
+        None, gt=0, description="a smaller enhancing tumour is taken for necrotic core"
+    )
+    resample_to: str | None = Field(
+        None, description="modality whose grid the others are brought to, if they differ"
+    )
 
 
 # "original" is the article to the letter, so it changes nothing in the defaults above.
@@ -230,9 +257,18 @@ def build_settings(*layers: Mapping[str, Any]) -> Settings:
     values: dict[str, Any] = {}
     for layer in layers:
         values = merge(values, layer)
+    return _validated(Settings, values)
+
+
+def build_inference_settings(values: Mapping[str, Any]) -> InferenceSettings:
+    """Validate how masks are to be made; raises SettingsError as `build_settings` does."""
+    return _validated(InferenceSettings, values)
+
+
+def _validated(stage: type[AnyStage], values: Mapping[str, Any]) -> AnyStage:
     try:
         # As JSON, where the strict mode still takes a list for a tuple.
-        return Settings.model_validate_json(json.dumps(values))
+        return stage.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise SettingsError("\n".join(_describe(dict(e)) for e in error.errors())) from error
 

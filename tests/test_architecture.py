@@ -17,7 +17,7 @@ ROWS: list[list[str]] = [
     ["transforms"],
     ["networks"],
     ["pipeline.errors"],
-    ["pipeline.config", "pipeline.cli", "pipeline.signals"],
+    ["pipeline.config", "pipeline.cli", "pipeline.signals", "pipeline.versions"],
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.inference", "pipeline.evaluation"],
@@ -40,7 +40,7 @@ LEAVES = {
     "transforms": {"transforms", "numpy", "torch", "monai"},
     "networks": {"networks", "torch", "monai"},
 }
-VERBS = ("phantom", "make_datalist", "check", "train")
+VERBS = ("phantom", "make_datalist", "check", "train", "infer", "evaluate", "export")
 
 
 def modules() -> list[str]:

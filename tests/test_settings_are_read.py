@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 import pipeline
 from pipeline import config
-from pipeline.config import Settings
+from pipeline.config import InferenceSettings, Settings
 from pipeline.training.data import prepare_data
 from transforms import build_augmentation, build_preprocessing
 
@@ -144,7 +144,14 @@ def test_every_stage_is_read(pairs: set[tuple[str, str]]) -> None:
 def test_every_model_of_the_settings_is_one_of_their_stages() -> None:
     models = {model for model in vars(config).values() if inspect.isclass(model)}
     models = {model for model in models if issubclass(model, config.Stage)}
-    assert models - {config.Stage, Settings} == set(stages().values())
+    assert models - {config.Stage, Settings, InferenceSettings} == set(stages().values())
+
+
+def test_every_setting_of_inference_is_read() -> None:
+    folder = Path(pipeline.__file__).with_name("inference")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
+    read = {name for stage, name in read_keys(source) if stage == ""}
+    assert InferenceSettings.model_fields.keys() - read == set()
 
 
 def test_a_dead_setting_would_be_found() -> None:

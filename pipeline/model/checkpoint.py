@@ -102,6 +102,26 @@ def require_same_modalities(header: Mapping[str, Any], stored: Mapping[str, Any]
         )
 
 
+def require_same_labels(header: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    """Refuse a data list whose labels are not those of a network; their values may be others.
+
+    Raises:
+        DataError: Other labels, or the same in another order.
+    """
+    expected, found = list(stored["labels"]), list(header["labels"])
+    if expected != found:
+        raise DataError.of(
+            Problem(
+                case="data list",
+                kind="labels",
+                file="",
+                expected=f"the checkpoint's labels {expected}",
+                found=f"{found}",
+                remedy="Name the same labels in the same order in the list's header.",
+            )
+        )
+
+
 def _verify_checksums(file: BinaryIO) -> None:
     with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# Okabe and Ito's colours, which colour-blind people tell apart; the row is the class index.
-CLASS_COLOURS = np.array(
-    [[0, 0, 0], [0, 114, 178], [0, 158, 115], [230, 159, 0], [204, 121, 167]], dtype=np.float32
-)
+from pipeline.data.colours import colours_of
+
 OPACITY = 0.6
 
 
@@ -43,7 +41,5 @@ def _to_grey(image: np.ndarray) -> np.ndarray:
 def _overlay(grey: np.ndarray, classes: np.ndarray) -> np.ndarray:
     inside = classes > 0
     coloured = grey.astype(np.float32)
-    # Further classes than there are colours share the last one.
-    colours = CLASS_COLOURS[np.minimum(classes, len(CLASS_COLOURS) - 1)]
-    coloured[inside] = (1 - OPACITY) * coloured[inside] + OPACITY * colours[inside]
+    coloured[inside] = (1 - OPACITY) * coloured[inside] + OPACITY * colours_of(classes)[inside]
     return coloured.astype(np.uint8)

@@ -1,0 +1,16 @@
+"""The colours of the classes, the same in every picture and in every viewer."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# Okabe and Ito's colours, which colour-blind people tell apart; the row is the class index.
+CLASS_COLOURS = np.array(
+    [[0, 0, 0], [0, 114, 178], [0, 158, 115], [230, 159, 0], [204, 121, 167]], dtype=np.uint8
+)
+
+
+def colours_of(classes: ArrayLike) -> np.ndarray:
+    """Return the colours (..., 3) uint8 of class indices; further classes share the last one."""
+    return CLASS_COLOURS[np.minimum(classes, len(CLASS_COLOURS) - 1)]

@@ -1,0 +1,191 @@
+"""One case through one or several networks: probabilities and classes on the case's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from monai.data import MetaTensor
+
+from networks import VolumeInferer
+from pipeline.data.caching import free_memory_bytes
+from pipeline.errors import DataError, Problem, SettingsError
+from pipeline.inference.needs import choose_window
+from pipeline.inference.uncertainty import dropout_active, seeded_pass
+from pipeline.model.trained import TrainedModel, require_alike
+from transforms import build_postprocessing, build_preprocessing
+
+Window: TypeAlias = Sequence[int] | int | Literal["auto"] | None
+Item: TypeAlias = Mapping[str, Any]
+
+
+class Member:
+    """One model of an ensemble on its device, with the way to its grid and back.
+
+    Args:
+        model: Trained.
+        device: Where its network runs.
+        window: Edges in voxels; None for the whole volume in one pass; "auto" for the whole volume
+            where memory allows, else the largest windows for which it does.
+        overlap: Share of a window that the next one covers.
+        flips: Average over all mirrorings.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        *,
+        device: torch.device,
+        window: Window,
+        overlap: float,
+        flips: bool,
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.network = model.build().to(device)
+        self.window = window
+        self.overlap = overlap
+        self.flips = flips
+        self.preprocessing = build_preprocessing(keys=("image",), **model.preprocessing)
+        self.postprocessing = build_postprocessing(self.preprocessing)
+
+    def prepare(self, item: Item) -> dict[str, Any]:
+        """Return a loaded case on the network's grid.
+
+        Raises:
+            DataError: The preprocessing that the network was trained with does not fit the case.
+        """
+        try:
+            return dict(self.preprocessing({"image": item["image"]}))
+        except RuntimeError as error:
+            # MONAI wraps what a transform raises; a ValueError is what ours say of an image.
+            if not isinstance(error.__cause__, ValueError):
+                raise
+            raise DataError.of(
+                Problem(
+                    case=item["case"],
+                    kind="preprocessing",
+                    file="",
+                    expected=f"a case that the preprocessing of {self.model.name} fits",
+                    found=str(error.__cause__),
+                    remedy="Check the images, or use a model that was trained on such.",
+                )
+            ) from error
+
+    def window_for(self, image: torch.Tensor) -> tuple[int, ...] | None:
+        """Return the window for a prepared image (C, X, Y, Z), None for the whole volume.
+
+        Raises:
+            ResourceError: "auto", and not even a small window fits the free memory.
+        """
+        if self.window is None:
+            return None
+        if self.window != "auto":
+            return (self.window,) * 3 if isinstance(self.window, int) else tuple(self.window)
+        return choose_window(
+            self.network,
+            image_shape=(1, *image.shape),
+            divisor=self.model.preprocessing["divisor"],
+            free_bytes=_free_bytes(self.device),
+        )
+
+    def probabilities(
+        self, prepared: Item, *, window: Sequence[int] | None, flips: bool
+    ) -> MetaTensor:
+        """Return what the network says of a prepared case, (C, X, Y, Z) on the case's own grid."""
+        inferer = VolumeInferer(
+            window=window,
+            overlap=self.overlap,
+            flips=flips,
+            divisor=self.model.preprocessing["divisor"],
+        )
+        with torch.no_grad():
+            batch = prepared["image"].as_tensor()[None].to(self.device)
+            logits = inferer(batch, self.network)[0]
+            done = self.postprocessing({**prepared, "pred": logits.cpu()})
+        return done["probabilities"]
+
+
+class Predictor:
+    """An ensemble: the mean of its members' probabilities; of one member, that member's.
+
+    Args:
+        models: Of one header.
+        device, window, overlap, flips: See `Member`.
+
+    Raises:
+        SettingsError: A setting is out of range.
+        DataError: The models do not go together, or one of them cannot be built.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[TrainedModel],
+        *,
+        device: torch.device,
+        window: Window = None,
+        overlap: float = 0.5,
+        flips: bool = False,
+    ) -> None:
+        require_alike(models)
+        if window != "auto":
+            _require_usable(window, overlap)
+        self.members = [
+            Member(model, device=device, window=window, overlap=overlap, flips=flips)
+            for model in models
+        ]
+        self.windows: list[tuple[int, ...] | None] = []
+
+    def predict(self, item: Item) -> dict[str, Any]:
+        """Return the MetaTensors `probabilities` and `classes` of a case as `LoadCase` gives it.
+
+        `probabilities` are float32 (C, X, Y, Z), 1 in sum; `classes` uint8 (1, X, Y, Z). Both lie
+        on the case's own grid. `windows` afterwards says which window each member took.
+        """
+        self.windows = []
+        found = (self._of(member, item) for member in self.members)
+        mean = next(found)
+        for other in found:
+            mean.add_(other)
+        if len(self.members) > 1:
+            mean.div_(len(self.members))
+        classes = mean.argmax(dim=0, keepdim=True).to(torch.uint8)
+        return {"probabilities": mean, "classes": classes}
+
+    def _of(self, member: Member, item: Item) -> MetaTensor:
+        prepared = member.prepare(item)
+        window = member.window_for(prepared["image"])
+        self.windows.append(window)
+        return member.probabilities(prepared, window=window, flips=member.flips)
+
+    def samples(self, item: Item, *, num_samples: int, seed: int) -> Iterator[torch.Tensor]:
+        """Yield probabilities (C, X, Y, Z) with dropout on, `num_samples` of each member.
+
+        The dropout of a pass follows from (seed, member and pass): a rerun gives the same. Flips
+        are left out: their mean would hide the disagreement that is looked for.
+
+        Raises:
+            SettingsError: A network has no dropout.
+        """
+        for position, member in enumerate(self.members):
+            with dropout_active(member.network):
+                prepared = member.prepare(item)
+                window = member.window_for(prepared["image"])
+                for number in range(num_samples):
+                    index = position * num_samples + number
+                    with seeded_pass(seed=seed, index=index):
+                        yield member.probabilities(prepared, window=window, flips=False)
+
+
+def _require_usable(window: Sequence[int] | int | None, overlap: float) -> None:
+    try:
+        VolumeInferer(window=window, overlap=overlap)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory_bytes()

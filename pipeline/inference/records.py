@@ -1,0 +1,138 @@
+"""What is stored beside a mask: how it was made, of what, and whether it still stands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.datalist import Case
+from pipeline.data.files import replace_file
+from pipeline.data.json_files import json_bytes, read_json
+from pipeline.errors import DataError, Problem, SettingsError
+
+MASK_SUFFIX = "_seg.nii.gz"
+# A hidden name, which no case can have: cases begin with a letter, a digit or an underscore.
+REQUEST = ".request.json"
+CHUNK_BYTES = 1 << 20
+
+
+def mask_path(folder: Path, case: str) -> Path:
+    """Return where the mask of a case is."""
+    return folder / f"{case}{MASK_SUFFIX}"
+
+
+def record_path(folder: Path, case: str) -> Path:
+    """Return where the record of a case is."""
+    return folder / f"{case}.json"
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a DICOM folder: of its files' digests, sorted."""
+    if path.is_dir():
+        digests = sorted(file_digest(file) for file in path.iterdir() if file.is_file())
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def input_digests(case: Case, modalities: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return name and digest of each image of a case; a single 4D file is under "image".
+
+    Raises:
+        DataError: A file is missing; all that are missing are named.
+    """
+    missing = [_missing(case, path) for path in case.images if not path.exists()]
+    if missing:
+        raise DataError.of(*missing)
+    names = modalities if len(case.images) == len(modalities) else ["image"]
+    return {
+        name: {"file": path.name, "sha256": file_digest(path)}
+        for name, path in zip(names, case.images, strict=True)
+    }
+
+
+def _missing(case: Case, path: Path) -> Problem:
+    return Problem(
+        case=case.id,
+        kind="missing-file",
+        file=path.name,
+        expected="an image of the case",
+        found="no such file",
+        remedy="Restore the file, or correct the data list or the command line.",
+    )
+
+
+def outputs_of(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the digest of each written file by its name."""
+    return {path.name: file_digest(path) for path in paths}
+
+
+def write_record(folder: Path, case: str, record: Mapping[str, Any]) -> None:
+    """Write a case's record: it comes last, and says that everything before it is whole."""
+    replace_file(record_path(folder, case), json_bytes(dict(record)))
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a JSON value."""
+    return hashlib.sha256(json_bytes(value)).hexdigest()
+
+
+def finished_record(folder: Path, case: str, origin: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record of a case whose files are there unchanged; None if it is to be done.
+
+    `origin` are the keys of the record that say what it was made of, and how.
+
+    A record that cannot be read means that the case is not known to be finished.
+    """
+    path = record_path(folder, case)
+    try:
+        record = read_json(path) if path.is_file() else None
+    except DataError:
+        return None
+    if not isinstance(record, dict) or any(record.get(key) != origin[key] for key in origin):
+        return None
+    outputs = record.get("outputs", {})
+    whole = mask_path(folder, case).name in outputs and all(
+        (folder / name).is_file() and file_digest(folder / name) == digest
+        for name, digest in outputs.items()
+    )
+    return record if whole else None
+
+
+def claim_folder(folder: Path, request: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Let `folder` hold masks made as `request` says, and no others.
+
+    Args:
+        folder: There already, and locked.
+        request: What decides a mask, as plain JSON: models, labels, settings.
+        overwrite: Give up what is there and was made otherwise, mask by mask.
+
+    Raises:
+        SettingsError: There are masks made otherwise, or nobody knows how; what differs is named.
+    """
+    path = folder / REQUEST
+    stored = read_json(path) if path.is_file() else None
+    if not overwrite:
+        _require_same(folder, stored, request)
+    if stored != request:
+        replace_file(path, json_bytes(dict(request)))
+
+
+def _require_same(folder: Path, stored: Any, request: Mapping[str, Any]) -> None:
+    remedy = "Choose another folder, or replace the masks with --overwrite."
+    mask = next(folder.glob(f"*{MASK_SUFFIX}"), None)
+    if stored is None and mask is not None:
+        raise SettingsError(
+            f"{folder.name}: there are masks already, such as {mask.name}, and no record of how "
+            f"they were made. {remedy}"
+        )
+    differing = [name for name in request if stored and stored.get(name) != request[name]]
+    if differing:
+        raise SettingsError(
+            f"{folder.name}: its masks are made with other {' and '.join(differing)}. {remedy}"
+        )

@@ -1,0 +1,211 @@
+"""From a case to its mask in a folder: predicted, cleaned, written, verified, recorded."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import aff2axcodes
+
+from pipeline.data.datalist import Case, region_classes_of
+from pipeline.data.loading import LoadCase
+from pipeline.data.nifti import write_volume
+from pipeline.errors import SettingsError
+from pipeline.inference.cleaning import MM3_PER_ML, clean_classes
+from pipeline.inference.predictor import Predictor
+from pipeline.inference.records import digest_of, mask_path, outputs_of, write_record
+from pipeline.inference.uncertainty import UncertaintySum
+from pipeline.model.trained import TrainedModel
+from pipeline.versions import versions_of
+from transforms import classes_to_values
+
+# What a mask may depend on.
+PACKAGES = ("torch", "monai", "numpy", "nibabel")
+
+
+class Segmenter:
+    """Makes masks of one kind in one folder.
+
+    Args:
+        models: One, or an ensemble.
+        folder: Where masks and records go.
+        settings: Of `InferenceSettings`, as plain values.
+        labels: The voxel value of each label in the masks; names and order are the models'.
+        device: Where the networks run.
+
+    Raises:
+        SettingsError, DataError: See `Predictor`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[TrainedModel],
+        *,
+        folder: Path,
+        settings: Mapping[str, Any],
+        labels: Mapping[str, int],
+        device: torch.device,
+    ) -> None:
+        self.models = models
+        self.folder = folder
+        self.settings = settings
+        self.labels = dict(labels)
+        self.regions = region_classes_of(models[0].header)
+        self.device = device
+        self.predictor = Predictor(
+            models,
+            device=device,
+            window=settings["window"],
+            overlap=settings["overlap"],
+            flips=settings["flips"],
+        )
+        modalities = models[0].header["modality"]
+        resample_to = settings["resample_to"]
+        if resample_to is not None and resample_to not in modalities:
+            raise SettingsError(
+                f"--resample-to {resample_to}: choose one of {', '.join(modalities)}"
+            )
+        target = None if resample_to is None else modalities.index(resample_to)
+        self.load = LoadCase(labels=False, resample_to=target)
+
+    def request(self) -> dict[str, Any]:
+        """Return what decides the masks of this folder, for `records.claim_folder`."""
+        return {
+            "models": [model.digest for model in self.models],
+            "labels": self.labels,
+            "settings": dict(self.settings),
+        }
+
+    def origin(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what decides the mask of one case: its record says the same, or is outdated."""
+        return {"request": digest_of(self.request()), "inputs": dict(inputs)}
+
+    def segment(self, case: Case, *, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Write everything of one case and return its record.
+
+        `inputs` are the digests of its images (`records.input_digests`).
+
+        Raises:
+            DataError: The case's images cannot be used.
+            ResourceError: A file could not be written; none is there in part.
+        """
+        seconds = _Stopwatch()
+        item = self.load(case)
+        affine = item["image"].affine.numpy()
+        spacing_mm = voxel_sizes(affine)
+        seconds.note("reading")
+        found = self.predictor.predict(item)
+        seconds.note("prediction")
+        classes, changes = clean_classes(
+            found["classes"][0].numpy(),
+            regions=self.regions,
+            spacing_mm=spacing_mm,
+            fill_holes=self.settings["fill_holes"],
+            largest_component=self.settings["largest_component"],
+            min_et_volume_ml=self.settings["min_et_volume_ml"],
+        )
+        record = {
+            "case": case.id,
+            "labels": self.labels,
+            "volumes_ml": self._volumes_ml(classes, voxel_volume_ml=prod(spacing_mm) / MM3_PER_ML),
+            "grid": {
+                "shape": list(classes.shape),
+                "spacing_mm": [round(float(size), 6) for size in spacing_mm],
+                "orientation": "".join(aff2axcodes(affine)),
+            },
+            "cleaning": changes,
+            "windows": self.predictor.windows,
+        }
+        paths = [self._write_mask(case, classes, affine)]
+        if self.settings["probabilities"]:
+            paths.append(self._write_maps(case, "probabilities", found["probabilities"], affine))
+        if self.settings["uncertainty_samples"]:
+            more, record["uncertainty"] = self._write_uncertainty(case, item, affine)
+            paths += more
+        seconds.note("the rest")
+        record |= self._provenance(case) | self.origin(inputs)
+        record |= {
+            "outputs": outputs_of(paths),
+            "seconds": seconds.noted,
+        }
+        write_record(self.folder, case.id, record)
+        return record
+
+    def _volumes_ml(self, classes: np.ndarray, *, voxel_volume_ml: float) -> dict[str, float]:
+        return {
+            region: round(int(np.isin(classes, members).sum()) * voxel_volume_ml, 6)
+            for region, members in self.regions.items()
+        }
+
+    def _write_mask(self, case: Case, classes: np.ndarray, affine: np.ndarray) -> Path:
+        values = classes_to_values(classes[None], values=tuple(self.labels.values()))[0].numpy()
+        path = mask_path(self.folder, case.id)
+        write_volume(path, values, affine=affine, dtype=values.dtype)
+        return path
+
+    def _write_maps(
+        self, case: Case, name: str, maps: np.ndarray | torch.Tensor, affine: np.ndarray
+    ) -> Path:
+        """Write float32 maps (C, X, Y, Z) under the case's name."""
+        path = self.folder / f"{case.id}_{name}.nii.gz"
+        write_volume(path, np.asarray(maps), affine=affine, dtype=np.float32)
+        return path
+
+    def _write_uncertainty(
+        self, case: Case, item: Mapping[str, Any], affine: np.ndarray
+    ) -> tuple[list[Path], dict[str, Any]]:
+        total = UncertaintySum(regions=self.regions)
+        samples = self.predictor.samples(
+            item,
+            num_samples=self.settings["uncertainty_samples"],
+            seed=self.settings["seed"],
+        )
+        for sample in samples:
+            total.add(sample)
+        entropy, mutual_information = total.maps()
+        voxel_volume_ml = prod(voxel_sizes(affine)) / MM3_PER_ML
+        paths = [
+            self._write_maps(case, "entropy", entropy, affine),
+            self._write_maps(case, "mutual_information", mutual_information, affine),
+        ]
+        return paths, {
+            "unit": "nat",
+            "maps": list(total.channel_names),
+            "volumes_ml": total.volumes_ml(voxel_volume_ml=voxel_volume_ml),
+        }
+
+    def _provenance(self, case: Case) -> dict[str, Any]:
+        return {
+            "models": [
+                {
+                    "name": model.name,
+                    "digest": model.digest,
+                    "seen_in_training": model.has_seen(case.subject),
+                }
+                for model in self.models
+            ],
+            "settings": dict(self.settings),
+            "versions": versions_of(PACKAGES),
+            "device": self.device.type,
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+
+
+class _Stopwatch:
+    """Seconds since the last note, by the clock that nobody sets."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def note(self, name: str) -> None:
+        now = time.monotonic()
+        self.noted[name] = round(now - self._last, 3)
+        self._last = now

@@ -1,0 +1,391 @@
+"""The verb `infer`: masks, records and errors as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import (
+    AFFINE,
+    LABELS,
+    MODALITIES,
+    datalist_entry,
+    make_case,
+    save_nifti,
+    write_datalist,
+)
+from models import save_model
+
+from pipeline.infer import main
+from pipeline.inference import segmentation
+from pipeline.model.trained import subject_digest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_model(tmp_path / "run")
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """The data list of three cases, of which the second is fold 1."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    cases = [make_case(folder, f"case_{index:03d}", fold=index % 2) for index in range(3)]
+    entries = [datalist_entry(case, folder) for case in cases]
+    return write_datalist(folder / "list.json", {"training": entries})
+
+
+def infer(*arguments: object, model: Path, out: Path) -> int:
+    return main(["-m", str(model), "-o", str(out), *map(str, arguments)])
+
+
+def record_of(out: Path, case: str) -> dict[str, Any]:
+    return json.loads((out / f"{case}.json").read_text())
+
+
+def masks_in(out: Path) -> list[str]:
+    return sorted(path.name for path in out.glob("*_seg.nii.gz"))
+
+
+def test_masks_of_a_list_lie_on_their_cases_and_have_the_datasets_values(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert infer(cohort, model=model, out=out) == 0
+    assert masks_in(out) == [f"case_{index:03d}_seg.nii.gz" for index in range(3)]
+    image = nib.load(cohort.parent / "case_001" / "case_001_t1.nii.gz")
+    mask = nib.load(out / "case_001_seg.nii.gz")
+    assert mask.shape == image.shape
+    assert mask.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(mask.affine, image.affine, atol=1e-6)
+    values = np.asarray(mask.dataobj)
+    assert set(np.unique(values)) <= set(LABELS.values())
+    assert len(np.unique(values)) > 1, "everything is one class: nothing would be tested"
+    record = record_of(out, "case_001")
+    voxel_ml = 1.2 * 0.9 * 2.5 / 1000
+    for region, members in {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}.items():
+        expected = np.isin(values, members).sum() * voxel_ml
+        assert record["volumes_ml"][region] == pytest.approx(expected, abs=1e-6)
+    assert record["grid"] == {
+        "shape": [12, 14, 10],
+        "spacing_mm": [1.2, 0.9, 2.5],
+        "orientation": "LPS",
+    }
+    assert record["models"][0]["name"] == "run/best.pt"
+    assert record["settings"]["overlap"] == 0.5
+    assert record["versions"].keys() >= {"torch", "monai", "brain-tumour-segmentation"}
+    assert record["seconds"].keys() == {"reading", "prediction", "the rest"}
+    assert set(record["inputs"]) == set(MODALITIES)
+    assert '4 230 159 0 1 1 1 "enhancing_tumour"' in (out / "labels_itksnap.txt").read_text()
+    assert "4 enhancing_tumour 230 159 0 255" in (out / "labels_slicer.ctbl").read_text()
+
+
+def test_nothing_personal_or_local_is_in_a_record(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert infer(cohort, model=model, out=out) == 0
+    text = (out / "case_000.json").read_text()
+    assert str(tmp_path) not in text
+    assert os.uname().nodename not in text
+
+
+def test_a_rerun_does_only_what_is_missing_or_changed(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    infer(cohort, model=model, out=out)
+    before = {name: (out / name).stat().st_mtime_ns for name in masks_in(out)}
+    capsys.readouterr()
+    assert infer(cohort, model=model, out=out) == 0
+    assert "0 cases segmented, 3 were finished before" in capsys.readouterr().out
+    (out / "case_000_seg.nii.gz").write_bytes(b"damaged")
+    (out / "case_001.json").write_text("{")
+    flair = cohort.parent / "case_002" / "case_002_flair.nii.gz"
+    shutil.copy(cohort.parent / "case_001" / "case_001_flair.nii.gz", flair)
+    assert infer(cohort, model=model, out=out) == 0
+    assert "3 cases segmented, 0 were finished before" in capsys.readouterr().out
+    after = {name: (out / name).stat().st_mtime_ns for name in masks_in(out)}
+    assert all(after[name] > before[name] for name in before)
+    nib.load(out / "case_000_seg.nii.gz").get_fdata()
+
+
+def test_masks_made_otherwise_are_not_replaced_unasked(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    infer(cohort, model=model, out=out)
+    before = (out / "case_000_seg.nii.gz").read_bytes()
+    other = save_model(tmp_path / "other", seed=5)
+    assert infer(cohort, model=other, out=out) == 2
+    assert "made with other models. Choose another folder" in capsys.readouterr().err
+    assert infer(cohort, "--fill-holes", model=model, out=out) == 2
+    assert "made with other settings" in capsys.readouterr().err
+    assert (out / "case_000_seg.nii.gz").read_bytes() == before
+    assert infer(cohort, "--overwrite", model=other, out=out) == 0
+    assert (out / "case_000_seg.nii.gz").read_bytes() != before
+
+
+def test_masks_of_somebody_else_are_not_replaced_unasked(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "case_000_seg.nii.gz").write_bytes(b"years of work")
+    assert infer(cohort, model=model, out=out) == 2
+    assert "there are masks already, such as case_000_seg.nii.gz" in capsys.readouterr().err
+    assert (out / "case_000_seg.nii.gz").read_bytes() == b"years of work"
+
+
+def test_a_bad_case_does_not_keep_the_others_from_their_masks(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (cohort.parent / "case_001" / "case_001_t2.nii.gz").write_bytes(b"\x1f\x8b torn")
+    (cohort.parent / "case_002" / "case_002_t1.nii.gz").unlink()
+    assert infer(cohort, model=model, out=out) == 3
+    assert masks_in(out) == ["case_000_seg.nii.gz"]
+    message = capsys.readouterr().err
+    assert "2 of 3 cases have no mask" in message
+    assert "case_001, case_001_t2.nii.gz: checksum" in message
+    assert "case_002, case_002_t1.nii.gz: missing-file" in message
+
+
+def test_the_list_decides_the_values_and_must_have_the_modalities(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(cohort.read_text())
+    document["labels"]["enhancing_tumour"] = 3
+    cohort.write_text(json.dumps(document))
+    assert infer(cohort, model=model, out=tmp_path / "out") == 0
+    values = np.asarray(nib.load(tmp_path / "out" / "case_000_seg.nii.gz").dataobj)
+    assert values.max() == 3
+    document["modality"] = ["t1", "flair", "t1ce", "t2"]
+    cohort.write_text(json.dumps(document))
+    assert infer(cohort, model=model, out=tmp_path / "other") == 3
+    message = capsys.readouterr().err
+    assert "the checkpoint's modalities ['flair', 't1', 't1ce', 't2']" in message
+    assert "found ['t1', 'flair', 't1ce', 't2']" in message
+    assert not (tmp_path / "other").exists()
+
+
+def test_case_folders_and_single_files_give_the_same_mask(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    folder = cohort.parent / "case_001"
+    assert infer(cohort, "--cases", "case_001", model=model, out=tmp_path / "list") == 0
+    assert infer(folder, model=model, out=tmp_path / "folder") == 0
+    files: list[object] = [
+        part for name in MODALITIES for part in (f"--{name}", folder / f"case_001_{name}.nii.gz")
+    ]
+    assert infer(*reversed_pairs(files), model=model, out=tmp_path / "files") == 0
+    masks = [next((tmp_path / name).glob("*_seg.nii.gz")) for name in ("list", "folder", "files")]
+    assert masks[0].read_bytes() == masks[1].read_bytes() == masks[2].read_bytes()
+    assert masks_in(tmp_path / "list") == ["case_001_seg.nii.gz"]
+
+
+def reversed_pairs(words: list[object]) -> list[object]:
+    """Turn the order of (option, value) pairs round: modalities go by name, not by position."""
+    pairs = list(zip(words[::2], words[1::2], strict=True))
+    return [word for pair in reversed(pairs) for word in pair]
+
+
+def test_a_fold_of_the_list(cohort: Path, model: Path, tmp_path: Path) -> None:
+    assert infer(cohort, "--fold", 1, model=model, out=tmp_path / "out") == 0
+    assert masks_in(tmp_path / "out") == ["case_001_seg.nii.gz"]
+
+
+def test_a_missing_modality_is_named(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cohort.parent / "case_001"
+    (folder / "case_001_t1ce.nii.gz").unlink()
+    assert infer(folder, model=model, out=tmp_path / "out") == 3
+    assert "t1ce" in capsys.readouterr().err
+
+
+def test_different_grids_are_refused_and_resampled_on_request(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = cohort.parent / "case_001" / "case_001_t2.nii.gz"
+    image = nib.load(path)
+    shifted = image.affine.copy()
+    shifted[0, 3] += 1.2  # the same content a voxel further to the left
+    save_nifti(path, np.asarray(image.dataobj), shifted)
+    assert infer(cohort, "--cases", "case_001", model=model, out=tmp_path / "out") == 3
+    message = capsys.readouterr().err
+    assert "different-grid" in message
+    assert "--resample-to" in message
+    options = ("--cases", "case_001", "--resample-to", "flair")
+    assert infer(cohort, *options, model=model, out=tmp_path / "out2") == 0
+    mask = nib.load(tmp_path / "out2" / "case_001_seg.nii.gz")
+    np.testing.assert_allclose(mask.affine, AFFINE, atol=1e-6)
+    assert infer(cohort, "--resample-to", "pd", model=model, out=tmp_path / "out3") == 2
+    assert "--resample-to pd: choose one of flair, t1" in capsys.readouterr().err
+
+
+def test_probabilities_and_uncertainty_are_written_on_the_cases_grid(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ("--cases", "case_000", "--probabilities", "--uncertainty", 3)
+    assert infer(cohort, *options, model=model, out=out) == 0
+    probabilities = nib.load(out / "case_000_probabilities.nii.gz")
+    assert probabilities.shape == (12, 14, 10, 4)
+    values = probabilities.get_fdata()
+    # float32 sums of four
+    np.testing.assert_allclose(values.sum(axis=-1), 1, atol=1e-6)
+    mask = np.asarray(nib.load(out / "case_000_seg.nii.gz").dataobj)
+    np.testing.assert_array_equal(np.array([0, 1, 2, 4])[values.argmax(axis=-1)], mask)
+    entropy = nib.load(out / "case_000_entropy.nii.gz")
+    mutual = nib.load(out / "case_000_mutual_information.nii.gz")
+    assert entropy.shape == mutual.shape == (12, 14, 10, 4)
+    np.testing.assert_allclose(entropy.affine, AFFINE, atol=1e-6)
+    assert 0 < entropy.get_fdata().max() <= np.log(4) + 1e-6
+    assert np.all(mutual.get_fdata() <= entropy.get_fdata())
+    record = record_of(out, "case_000")
+    assert record["uncertainty"]["maps"] == ["classes", "WT", "TC", "ET"]
+    assert record["uncertainty"]["volumes_ml"]["WT"]["standard_deviation"] > 0
+    assert len(record["outputs"]) == 4
+    assert infer(cohort, "--uncertainty", 1, model=model, out=tmp_path / "one") == 2
+
+
+def test_cleaning_is_off_by_default_and_told(cohort: Path, model: Path, tmp_path: Path) -> None:
+    infer(cohort, "--cases", "case_000", model=model, out=tmp_path / "plain")
+    assert record_of(tmp_path / "plain", "case_000")["cleaning"] == []
+    options = ("--cases", "case_000", "--min-et-ml", 1000, "--largest-component", "--fill-holes")
+    assert infer(cohort, *options, model=model, out=tmp_path / "clean") == 0
+    record = record_of(tmp_path / "clean", "case_000")
+    assert record["volumes_ml"]["ET"] == 0
+    assert any("ET" in line for line in record["cleaning"])
+    assert record["settings"]["min_et_volume_ml"] == 1000
+
+
+def test_who_was_trained_on_is_told(cohort: Path, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "run", trained_on=(subject_digest("case_000"),))
+    assert infer(cohort, model=model, out=tmp_path / "out") == 0
+    seen = [
+        record_of(tmp_path / "out", f"case_{index:03d}")["models"][0]["seen_in_training"]
+        for index in range(3)
+    ]
+    assert seen == [True, False, False]
+
+
+def test_an_ensemble_of_two(cohort: Path, model: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", seed=3)
+    options = ("-m", other, "--cases", "case_000", "--window", 8, "--tta")
+    assert infer(cohort, *options, model=model, out=tmp_path / "out") == 0
+    record = record_of(tmp_path / "out", "case_000")
+    assert [entry["name"] for entry in record["models"]] == ["run/best.pt", "other/best.pt"]
+    assert record["windows"] == [[8, 8, 8], [8, 8, 8]]
+    assert record["settings"]["flips"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected a data list, case folders, or the files of one case"),
+        (["LIST", "--flair", "x.nii.gz"], "found both"),
+        (["LIST", "LIST"], "found both or several lists"),
+        (["FOLDER", "--fold", "0"], "--fold and --cases choose from a data list"),
+        (["LIST", "--cases", "nobody"], "--cases: not in list.json: nobody"),
+        (["LIST", "--window", "8", "8"], "--window: expected one number of voxels, three"),
+        (["LIST", "--overlap", "1.5"], "overlap: Input should be less than 1"),
+        (["LIST", "--device", "cuda:9"], "--device cuda:9: there is no such device"),
+    ],
+)
+def test_wrong_command_lines(
+    cohort: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    places = {"LIST": str(cohort), "FOLDER": str(cohort.parent / "case_000")}
+    out = tmp_path / "out"
+    assert infer(*(places.get(word, word) for word in words), model=model, out=out) == 2
+    assert message in capsys.readouterr().err
+    assert not masks_in(out)
+
+
+def test_whole_volume_on_request(cohort: Path, model: Path, tmp_path: Path) -> None:
+    infer(cohort, "--window", "whole", "--cases", "case_000", model=model, out=tmp_path / "out")
+    record = record_of(tmp_path / "out", "case_000")
+    assert record["settings"]["window"] is None
+    assert record["windows"] == [None]
+
+
+def test_a_signal_ends_it_after_the_case_and_the_rerun_goes_on(
+    cohort: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    write_record = segmentation.write_record
+
+    def write_and_stop(*arguments: Any) -> None:
+        write_record(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(segmentation, "write_record", write_and_stop)
+    assert infer(cohort, model=model, out=out) == 75
+    assert "stopped by SIGTERM after 1 of 3 cases" in capsys.readouterr().err
+    assert masks_in(out) == ["case_000_seg.nii.gz"]
+    monkeypatch.undo()
+    assert infer(cohort, model=model, out=out) == 0
+    assert "2 cases segmented, 1 were finished before" in capsys.readouterr().out
+
+
+def test_killed_between_mask_and_record_it_does_the_case_again(
+    cohort: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segmentation, "write_record", die)
+    with pytest.raises(KeyboardInterrupt):
+        infer(cohort, model=model, out=out)
+    assert masks_in(out) == ["case_000_seg.nii.gz"]
+    monkeypatch.undo()
+    assert infer(cohort, model=model, out=out) == 0
+    assert len(masks_in(out)) == 3
+
+
+def test_itk_reads_the_mask_on_the_grid_of_the_image(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: importing itk while warnings are errors crashes the interpreter."""
+    out = tmp_path / "out"
+    infer(cohort, "--cases", "case_000", model=model, out=out)
+    code = """
+import itk, numpy as np, sys
+image, mask = (itk.imread(path) for path in sys.argv[1:])
+assert itk.size(image) == itk.size(mask)
+for name in ("GetOrigin", "GetSpacing"):
+    np.testing.assert_allclose(getattr(mask, name)(), getattr(image, name)(), atol=1e-5)
+to_array = itk.array_from_matrix
+np.testing.assert_allclose(to_array(mask.GetDirection()), to_array(image.GetDirection()), atol=1e-6)
+print(int(itk.array_view_from_image(mask).sum()))
+"""
+    image = cohort.parent / "case_000" / "case_000_flair.nii.gz"
+    paths = [str(image), str(out / "case_000_seg.nii.gz")]
+    command = [sys.executable, "-c", code, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == int(np.asarray(nib.load(paths[1]).dataobj).sum())
