@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.training.pictures import CLASS_COLOURS, OPACITY, panel
+from pipeline.data.colours import CLASS_COLOURS
+from pipeline.training.pictures import OPACITY, panel
 
 SHAPE = (2, 3, 4)  # X, Y, Z
 
