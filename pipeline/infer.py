@@ -127,7 +127,12 @@ def _segment(
     with locked_folder(folder), open_log(folder), StopRequest() as stop:
         sweep_temporaries(folder)
         segmenter = Segmenter(
-            models, folder=folder, settings=settings, labels=labels, device=device
+            models,
+            folder=folder,
+            settings=settings,
+            labels=labels,
+            device=device,
+            num_cases=len(cases),
         )
         claim_folder(folder, segmenter.request(), overwrite=arguments.overwrite)
         write_label_files(folder, labels)

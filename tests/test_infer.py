@@ -23,7 +23,7 @@ from conftest import (
     save_nifti,
     write_datalist,
 )
-from models import save_model
+from models import HEADER, save_model
 
 from pipeline.infer import main
 from pipeline.inference import segmentation
@@ -86,7 +86,7 @@ def test_masks_of_a_list_lie_on_their_cases_and_have_the_datasets_values(
     assert record["models"][0]["name"] == "run/best.pt"
     assert record["settings"]["overlap"] == 0.5
     assert record["versions"].keys() >= {"torch", "monai", "brain-tumour-segmentation"}
-    assert record["seconds"].keys() == {"reading", "prediction", "the rest"}
+    assert record["seconds"].keys() == {"reading", "preprocessing", "prediction", "the rest"}
     assert set(record["inputs"]) == set(MODALITIES)
     assert '4 230 159 0 1 1 1 "enhancing_tumour"' in (out / "labels_itksnap.txt").read_text()
     assert "4 enhancing_tumour 230 159 0 255" in (out / "labels_slicer.ctbl").read_text()
@@ -271,6 +271,25 @@ def test_cleaning_is_off_by_default_and_told(cohort: Path, model: Path, tmp_path
     assert record["volumes_ml"]["ET"] == 0
     assert any("ET" in line for line in record["cleaning"])
     assert record["settings"]["min_et_volume_ml"] == 1000
+
+
+def test_regions_that_say_nothing_of_a_small_enhancing_tumour(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "run", header={**HEADER, "regions": {"WT": ["oedema"]}})
+    assert infer(cohort, "--min-et-ml", 1, model=model, out=tmp_path / "out") == 2
+    assert "--min-et-ml: a smallest ET volume needs a region ET" in capsys.readouterr().err
+
+
+def test_it_says_beforehand_what_it_is_going_to_need(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer(cohort, "--probabilities", "--tta", model=model, out=tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "run/best.pt: 12 x 14 x 10 voxels in one pass, 0.0 to 0.0 GB of memory of" in said
+    # 1680 voxels of 1 byte and 4 maps of 4 bytes, three times
+    assert "3 cases of 8 passes, as large as the first: roughly 0.0 min" in said
+    assert "at most 0 MB of disk" in said
 
 
 def test_who_was_trained_on_is_told(cohort: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from networks import build_network
-from pipeline.training.needs import Needs, describe, flop_per_second, predict_needs
+from pipeline.model.speed import flop_per_second
+from pipeline.training.needs import Needs, describe, predict_needs
 
 
 def test_one_convolution_counted_by_hand() -> None:

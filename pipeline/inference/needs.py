@@ -55,7 +55,7 @@ def choose_window(
     keeps beside it; what the caller needs beyond is to be taken off `free_bytes` before.
 
     Args:
-        network: maps an image to logits, in evaluation mode.
+        network: maps an image to logits; in the mode in which it is going to run.
         image_shape: (B, C, X, Y, Z) of the preprocessed volume, its sizes multiples of the divisor.
         divisor: of the network; the window's edges are multiples of it.
         free_bytes: memory of the network's device that may be taken.
@@ -129,9 +129,18 @@ class _LiveBytes(TorchDispatchMode):
         self._total -= self._live.pop(key)
 
 
+def meta_twin(network: nn.Module) -> nn.Module:
+    """Return a copy of `network` on torch's meta device, where tensors have no content.
+
+    Content is not copied, not even for a moment: memory may be short.
+    """
+    tensors = (*network.parameters(), *network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor.detach().to("meta") for tensor in tensors})
+
+
 def _run_on_meta(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, int]:
     """Return the peak of the bytes alive during one pass, and the number of classes it gives."""
-    twin = copy.deepcopy(network).to("meta")
+    twin = meta_twin(network)
     image = torch.empty(tuple(image_shape), device="meta")
     live = _LiveBytes()
     for tensor in (image, *twin.parameters(), *twin.buffers()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -18,6 +19,10 @@ from transforms import build_postprocessing, build_preprocessing
 
 Window: TypeAlias = Sequence[int] | int | Literal["auto"] | None
 Item: TypeAlias = Mapping[str, Any]
+
+FLOAT_BYTES = 4
+# The inverted probabilities, their copy with the background filled, and the sum of an ensemble.
+VOLUMES_AFTERWARDS = 3
 
 
 class Member:
@@ -87,8 +92,15 @@ class Member:
             self.network,
             image_shape=(1, *image.shape),
             divisor=self.model.preprocessing["divisor"],
-            free_bytes=_free_bytes(self.device),
+            free_bytes=free_bytes(self.device) - self._bytes_afterwards(image),
         )
+
+    def _bytes_afterwards(self, image: torch.Tensor) -> int:
+        """Return what the way back to the case's own grid takes beside, where that is memory."""
+        if self.device.type != "cpu" or not isinstance(image, MetaTensor):
+            return 0
+        num_voxels = prod(int(size) for size in image.meta["spatial_shape"])
+        return VOLUMES_AFTERWARDS * self.model.network["out_channels"] * num_voxels * FLOAT_BYTES
 
     def probabilities(
         self, prepared: Item, *, window: Sequence[int] | None, flips: bool
@@ -137,14 +149,23 @@ class Predictor:
         ]
         self.windows: list[tuple[int, ...] | None] = []
 
+    def prepare(self, item: Item) -> list[dict[str, Any]]:
+        """Return a case as `LoadCase` gives it, on each member's grid."""
+        return [member.prepare(item) for member in self.members]
+
     def predict(self, item: Item) -> dict[str, Any]:
         """Return the MetaTensors `probabilities` and `classes` of a case as `LoadCase` gives it.
 
         `probabilities` are float32 (C, X, Y, Z), 1 in sum; `classes` uint8 (1, X, Y, Z). Both lie
         on the case's own grid. `windows` afterwards says which window each member took.
         """
+        return self.predict_prepared(self.prepare(item))
+
+    def predict_prepared(self, prepared: Sequence[Item]) -> dict[str, Any]:
+        """Do what `predict` does, with what `prepare` gave."""
         self.windows = []
-        found = (self._of(member, item) for member in self.members)
+        pairs = zip(self.members, prepared, strict=True)
+        found = (self._probabilities(member, item) for member, item in pairs)
         mean = next(found)
         for other in found:
             mean.add_(other)
@@ -153,13 +174,14 @@ class Predictor:
         classes = mean.argmax(dim=0, keepdim=True).to(torch.uint8)
         return {"probabilities": mean, "classes": classes}
 
-    def _of(self, member: Member, item: Item) -> MetaTensor:
-        prepared = member.prepare(item)
+    def _probabilities(self, member: Member, prepared: Item) -> MetaTensor:
         window = member.window_for(prepared["image"])
         self.windows.append(window)
         return member.probabilities(prepared, window=window, flips=member.flips)
 
-    def samples(self, item: Item, *, num_samples: int, seed: int) -> Iterator[torch.Tensor]:
+    def samples(
+        self, prepared: Sequence[Item], *, num_samples: int, seed: int
+    ) -> Iterator[torch.Tensor]:
         """Yield probabilities (C, X, Y, Z) with dropout on, `num_samples` of each member.
 
         The dropout of a pass follows from (seed, member and pass): a rerun gives the same. Flips
@@ -168,14 +190,14 @@ class Predictor:
         Raises:
             SettingsError: A network has no dropout.
         """
-        for position, member in enumerate(self.members):
-            with dropout_active(member.network):
-                prepared = member.prepare(item)
-                window = member.window_for(prepared["image"])
-                for number in range(num_samples):
-                    index = position * num_samples + number
-                    with seeded_pass(seed=seed, index=index):
-                        yield member.probabilities(prepared, window=window, flips=False)
+        for position, (member, item) in enumerate(zip(self.members, prepared, strict=True)):
+            window = member.window_for(item["image"])
+            for number in range(num_samples):
+                index = position * num_samples + number
+                # Left before each sample is handed out: what is done with it is not seeded.
+                with dropout_active(member.network), seeded_pass(seed=seed, index=index):
+                    sample = member.probabilities(item, window=window, flips=False)
+                yield sample
 
 
 def _require_usable(window: Sequence[int] | int | None, overlap: float) -> None:
@@ -185,7 +207,8 @@ def _require_usable(window: Sequence[int] | int | None, overlap: float) -> None:
         raise SettingsError(str(error)) from error
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that may still be taken on `device`."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return free_memory_bytes()

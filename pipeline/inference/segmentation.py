@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from pipeline.data.loading import LoadCase
 from pipeline.data.nifti import write_volume
 from pipeline.errors import SettingsError
 from pipeline.inference.cleaning import MM3_PER_ML, clean_classes
+from pipeline.inference.forecast import forecast
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.records import digest_of, mask_path, outputs_of, write_record
 from pipeline.inference.uncertainty import UncertaintySum
@@ -26,6 +28,7 @@ from pipeline.model.trained import TrainedModel
 from pipeline.versions import versions_of
 from transforms import classes_to_values
 
+LOG = logging.getLogger(__name__)
 # What a mask may depend on.
 PACKAGES = ("torch", "monai", "numpy", "nibabel")
 
@@ -39,6 +42,7 @@ class Segmenter:
         settings: Of `InferenceSettings`, as plain values.
         labels: The voxel value of each label in the masks; names and order are the models'.
         device: Where the networks run.
+        num_cases: How many there are going to be, for the forecast of what is needed.
 
     Raises:
         SettingsError, DataError: See `Predictor`.
@@ -52,7 +56,10 @@ class Segmenter:
         settings: Mapping[str, Any],
         labels: Mapping[str, int],
         device: torch.device,
+        num_cases: int,
     ) -> None:
+        self._is_announced = False
+        self.num_cases = num_cases
         self.models = models
         self.folder = folder
         self.settings = settings
@@ -73,7 +80,27 @@ class Segmenter:
                 f"--resample-to {resample_to}: choose one of {', '.join(modalities)}"
             )
         target = None if resample_to is None else modalities.index(resample_to)
+        self._require_cleanable()
         self.load = LoadCase(labels=False, resample_to=target)
+
+    def _require_cleanable(self) -> None:
+        """Raise SettingsError now, and not after the first case, if the regions do not allow it."""
+        try:
+            self._clean(np.zeros((1, 1, 1), dtype=np.uint8), spacing_mm=(1.0, 1.0, 1.0))
+        except ValueError as error:
+            raise SettingsError(f"--min-et-ml: {error}") from error
+
+    def _clean(
+        self, classes: np.ndarray, *, spacing_mm: Sequence[float]
+    ) -> tuple[np.ndarray, list[str]]:
+        return clean_classes(
+            classes,
+            regions=self.regions,
+            spacing_mm=spacing_mm,
+            fill_holes=self.settings["fill_holes"],
+            largest_component=self.settings["largest_component"],
+            min_et_volume_ml=self.settings["min_et_volume_ml"],
+        )
 
     def request(self) -> dict[str, Any]:
         """Return what decides the masks of this folder, for `records.claim_folder`."""
@@ -101,16 +128,12 @@ class Segmenter:
         affine = item["image"].affine.numpy()
         spacing_mm = voxel_sizes(affine)
         seconds.note("reading")
-        found = self.predictor.predict(item)
+        prepared = self.predictor.prepare(item)
+        seconds.note("preprocessing")
+        self._announce(prepared, num_voxels=item["image"][0].numel())
+        found = self.predictor.predict_prepared(prepared)
         seconds.note("prediction")
-        classes, changes = clean_classes(
-            found["classes"][0].numpy(),
-            regions=self.regions,
-            spacing_mm=spacing_mm,
-            fill_holes=self.settings["fill_holes"],
-            largest_component=self.settings["largest_component"],
-            min_et_volume_ml=self.settings["min_et_volume_ml"],
-        )
+        classes, changes = self._clean(found["classes"][0].numpy(), spacing_mm=spacing_mm)
         record = {
             "case": case.id,
             "labels": self.labels,
@@ -127,7 +150,7 @@ class Segmenter:
         if self.settings["probabilities"]:
             paths.append(self._write_maps(case, "probabilities", found["probabilities"], affine))
         if self.settings["uncertainty_samples"]:
-            more, record["uncertainty"] = self._write_uncertainty(case, item, affine)
+            more, record["uncertainty"] = self._write_uncertainty(case, prepared, affine)
             paths += more
         seconds.note("the rest")
         record |= self._provenance(case) | self.origin(inputs)
@@ -137,6 +160,21 @@ class Segmenter:
         }
         write_record(self.folder, case.id, record)
         return record
+
+    def _announce(self, prepared: Sequence[Mapping[str, Any]], *, num_voxels: int) -> None:
+        """Say once what is going to be needed, when the first case tells how large cases are."""
+        if self._is_announced:
+            return
+        self._is_announced = True
+        LOG.info(
+            forecast(
+                self.predictor.members,
+                prepared,
+                num_cases=self.num_cases,
+                num_voxels=num_voxels,
+                settings=self.settings,
+            )
+        )
 
     def _volumes_ml(self, classes: np.ndarray, *, voxel_volume_ml: float) -> dict[str, float]:
         return {
@@ -159,11 +197,11 @@ class Segmenter:
         return path
 
     def _write_uncertainty(
-        self, case: Case, item: Mapping[str, Any], affine: np.ndarray
+        self, case: Case, prepared: Sequence[Mapping[str, Any]], affine: np.ndarray
     ) -> tuple[list[Path], dict[str, Any]]:
         total = UncertaintySum(regions=self.regions)
         samples = self.predictor.samples(
-            item,
+            prepared,
             num_samples=self.settings["uncertainty_samples"],
             seed=self.settings["seed"],
         )

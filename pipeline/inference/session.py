@@ -15,7 +15,6 @@ from pipeline.inference.records import finished_record, input_digests
 from pipeline.inference.segmentation import Segmenter
 from pipeline.signals import StopRequest
 
-NUM_MIRRORINGS = 8
 LOG = logging.getLogger(__name__)
 
 
@@ -29,17 +28,13 @@ class Outcome:
 
 
 def announce(segmenter: Segmenter, cases: Sequence[Case]) -> None:
-    """Say what is going to be computed, before the first case is read."""
-    settings = segmenter.settings
-    num_passes = NUM_MIRRORINGS if settings["flips"] else 1
-    num_passes += settings["uncertainty_samples"]
+    """Say what is going to be done, before the first case is read."""
     names = ", ".join(model.name for model in segmenter.models)
     LOG.info(
-        "%d cases with %s on %s, %d passes a case; labels %s",
+        "%d cases with %s on %s; labels %s",
         len(cases),
         names,
         segmenter.device,
-        num_passes * len(segmenter.models),
         ", ".join(f"{name} = {value}" for name, value in segmenter.labels.items()),
     )
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.model.speed import convolution_flop_per_second
+
 # Backward costs two convolutions for each forward one.
 PASSES_PER_STEP = 3
-# Share of a matrix product's speed that the 3D convolutions of this network reach as a whole:
-# between 0.45 and 0.6 on the processors it was measured on.
-CONVOLUTION_EFFICIENCY = 0.5
 # Parameters, their gradients and Adam's two moments.
 COPIES_IN_MEMORY = 4
 # A checkpoint holds parameters and moments; best and last, and one more while it is written.
@@ -69,21 +66,9 @@ def predict_needs(network: torch.nn.Module, *, image_shape: Sequence[int]) -> Ne
     )
 
 
-def flop_per_second(device: torch.device, *, size: int = 2048, repeats: int = 3) -> float:
-    """Return the speed of float32 matrix products on `device`, measured in a moment."""
-    matrix = torch.ones(size, size, device=device)
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.monotonic()
-        # .item() waits until a GPU is done.
-        (matrix @ matrix)[0, 0].item()
-        seconds.append(time.monotonic() - start)
-    return 2 * size**3 / median(seconds[1:])
-
-
 def describe(needs: Needs, *, num_iterations: int, device: torch.device) -> str:
     """Return the prediction in words; its time is rough, the progress bar's will be better."""
-    step_seconds = needs.step_flop / (CONVOLUTION_EFFICIENCY * flop_per_second(device))
+    step_seconds = needs.step_flop / convolution_flop_per_second(device)
     total_minutes = num_iterations * step_seconds / 60
     return (
         f"Needs: {needs.num_parameters:,} parameters; {num_iterations} iterations of "
