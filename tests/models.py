@@ -42,7 +42,10 @@ def save_model(
     `preprocessing` are arguments of `build_preprocessing`, the divisor excepted; `content` goes
     into the checkpoint as it is.
     """
-    arguments: dict[str, Any] = {"in_channels": len(header["modality"]), "out_channels": len(header["labels"])}
+    arguments: dict[str, Any] = {
+        "in_channels": len(header["modality"]),
+        "out_channels": len(header["labels"]),
+    }
     arguments |= network
     built = build_network(**arguments)
     generator = torch.Generator().manual_seed(seed)

@@ -23,8 +23,10 @@ from conftest import (
     save_nifti,
     write_datalist,
 )
+from image_files import save_dicom, save_itk, save_nifti_twin
 from models import HEADER, save_model
 
+from pipeline.data.phantom import make_phantom
 from pipeline.infer import main
 from pipeline.inference import segmentation
 from pipeline.model.trained import subject_digest
@@ -408,3 +410,46 @@ print(int(itk.array_view_from_image(mask).sum()))
     command = [sys.executable, "-c", code, *paths]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) == int(np.asarray(nib.load(paths[1]).dataobj).sum())
+
+
+@pytest.mark.parametrize("kind", ["nrrd", "mha", "dicom"])
+def test_other_formats_give_the_mask_of_the_nifti(model: Path, tmp_path: Path, kind: str) -> None:
+    """The same phantom as NIfTI and otherwise: the same voxels in the mask, on the same grid."""
+    phantom = make_phantom(shape=(30, 34, 26), spacing_mm=6.0, seed=0, index=1)
+    for folder in ("nifti", kind):
+        (tmp_path / folder / "p").mkdir(parents=True)
+    for name, volume in phantom.images.items():
+        save_nifti_twin(tmp_path / "nifti" / "p" / f"p_{name}.nii.gz", volume)
+        if kind == "dicom":
+            save_dicom(tmp_path / kind / "p" / name, volume)
+        else:
+            save_itk(tmp_path / kind / "p" / f"p_{name}.{kind}", volume)
+    for folder in ("nifti", kind):
+        assert infer(tmp_path / folder / "p", model=model, out=tmp_path / f"{folder}_out") == 0
+    found, expected = (
+        nib.load(tmp_path / f"{folder}_out" / "p_seg.nii.gz") for folder in (kind, "nifti")
+    )
+    values = np.asarray(expected.dataobj)
+    assert len(np.unique(values)) > 1
+    np.testing.assert_array_equal(np.asarray(found.dataobj), values)
+    # DICOM's decimal strings and NIfTI's float32 round the geometry.
+    np.testing.assert_allclose(found.affine, expected.affine, rtol=0, atol=1e-4)
+
+
+@pytest.mark.real
+def test_a_real_case_at_full_size(real_cases: Path, tmp_path: Path) -> None:
+    """Written, verified, and where nibabel sees the flair, whatever the network says."""
+    model = save_model(tmp_path / "run", preprocessing={"brain_box": True}, seed=3)
+    folder = sorted(real_cases.glob("BraTS2021_*"))[0]
+    assert infer(folder, model=model, out=tmp_path / "out") == 0
+    image = nib.load(folder / f"{folder.name}_flair.nii.gz")
+    mask = nib.load(tmp_path / "out" / f"{folder.name}_seg.nii.gz")
+    assert mask.shape == image.shape == (240, 240, 155)
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    outside = np.asarray(mask.dataobj)[np.asarray(image.dataobj) == 0]
+    assert np.mean(outside == 0) > 0.5, "what the brain box cut off must be background"
+    record = record_of(tmp_path / "out", folder.name)
+    values, counts = np.unique(np.asarray(mask.dataobj), return_counts=True)
+    volumes = dict(zip(values.tolist(), counts / 1000, strict=True))
+    assert record["volumes_ml"]["ET"] == pytest.approx(volumes.get(4, 0), abs=1e-6)
+    assert record["peak_memory_mb"] > 100

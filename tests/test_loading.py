@@ -52,6 +52,8 @@ def test_the_label_is_class_indices(case_factory: CaseFactory) -> None:
     np.testing.assert_array_equal(item["label"].numpy(), nested_label(SHAPE)[None])
 
 
+# MONAI makes all its readers; where pydicom is there, that of DICOM misses an optional decoder.
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader:UserWarning")
 def test_meta_is_what_monai_s_loader_gives(case_factory: CaseFactory) -> None:
     case = case_factory()
     item = LoadCase(labels=True)(case)
@@ -207,6 +209,77 @@ def test_a_label_value_that_the_list_does_not_have(case_factory: CaseFactory) ->
     assert problem.file == "case_000_seg.nii.gz"
     assert problem.expected == "the values [0, 1, 2, 4], as the data list says"
     assert "5: 1 voxels" in problem.found
+
+
+# Resampling
+
+
+def test_only_images_on_another_grid_are_resampled(case_factory: CaseFactory) -> None:
+    """t1 has every second slice only, from the second one on."""
+    case = case_factory()
+    t1 = np.asarray(nib.load(case.images[1]).dataobj).astype(np.float32)
+    coarse = AFFINE @ np.diag([1, 1, 2, 1])
+    coarse[:3, 3] = (AFFINE @ (0, 0, 1, 1))[:3]
+    save_nifti(case.images[1], t1[:, :, 1::2], coarse)
+    assert [problem.kind for problem in problems_of(case, labels=False)] == ["different-grid"]
+
+    item = LoadCase(labels=False, resample_to=0)(case)
+    assert item["image"].shape == (4, *SHAPE)
+    assert item["image"].is_contiguous()
+    found = item["image"][1].numpy()
+    # Coordinates come from headers in float32, which move values of 1000 by less than 1e-3.
+    np.testing.assert_allclose(found[:, :, 1::2], t1[:, :, 1::2], rtol=0, atol=1e-3)
+    between = (t1[:, :, 1:-2:2] + t1[:, :, 3::2]) / 2
+    np.testing.assert_allclose(found[:, :, 2::2], between, rtol=0, atol=1e-3)
+    # Slice 0 is where t1's first one ends.
+    np.testing.assert_allclose(found[:, :, 0], t1[:, :, 1], rtol=0, atol=1e-3)
+    for index in (0, 2, 3):
+        untouched = np.asarray(nib.load(case.images[index]).dataobj)
+        np.testing.assert_array_equal(item["image"][index].numpy(), untouched)
+
+
+def test_the_result_lies_on_the_grid_of_the_chosen_modality(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    moved = AFFINE.copy()
+    moved[0, 3] += 2.4  # two voxels
+    t1 = np.asarray(nib.load(case.images[1]).dataobj)
+    save_nifti(case.images[1], t1[:8], moved)
+    item = LoadCase(labels=False, resample_to=1)(case)
+    assert item["image"].shape == (4, 8, 14, 10)
+    np.testing.assert_array_equal(item["image"].affine, nib.load(case.images[1]).affine)
+    np.testing.assert_array_equal(item["image"][1].numpy(), t1[:8])
+    flair = np.asarray(nib.load(case.images[0]).dataobj)
+    # X runs to the left, so the moved grid begins two voxels before flair does.
+    np.testing.assert_array_equal(item["image"][0, 2:].numpy(), flair[:6])
+    assert not item["image"][0, :2].any()
+
+
+def test_damaged_voxels_are_refused_before_they_are_resampled(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    moved = AFFINE.copy()
+    moved[0, 3] += 0.5
+    rewrite(case.images[2], np.nan, moved)
+    with pytest.raises(DataError, match="non-finite") as caught:
+        LoadCase(labels=False, resample_to=0)(case)
+    assert [problem.kind for problem in caught.value.problems] == ["non-finite"]
+
+
+def test_labels_are_never_resampled() -> None:
+    with pytest.raises(ValueError, match="labels are not resampled"):
+        LoadCase(labels=True, resample_to=0)
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_a_modality_that_the_case_does_not_have(case_factory: CaseFactory, index: int) -> None:
+    with pytest.raises(ValueError, match=f"case_000: there is no image {index}"):
+        LoadCase(labels=False, resample_to=index)(case_factory())
+
+
+def test_the_error_of_different_grids_names_the_way_out(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    rewrite(case.images[1], np.zeros((12, 14, 11), dtype=np.uint8))
+    (problem,) = problems_of(case, labels=False)
+    assert "--resample-to" in problem.remedy
 
 
 @pytest.mark.real

@@ -462,7 +462,7 @@ def test_real_cases_read_as_nibabel_reads_them(real_cases: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[: len(content) // 2], "cannot be read.*length"),
+        (lambda content: content[:-1], "cannot be read: at most 375 bytes"),
         (lambda content: content[:-1] + b"\xff", "voxels the same: False"),
         (lambda content: content[:280] + b"\0\0\0\x41" + content[284:], "affine the same: False"),
     ],
@@ -479,7 +479,7 @@ def test_a_file_that_does_not_hold_what_was_written_gets_no_name(
     before = path.read_bytes()
     to_bytes = nib.Nifti1Image.to_bytes
     monkeypatch.setattr(nib.Nifti1Image, "to_bytes", lambda image: damage(to_bytes(image)))
-    with pytest.raises(ResourceError, match=rf"(?s)mask.nii: .*{message}"):
+    with pytest.raises(ResourceError, match=rf"^mask.nii: .*{message}"):
         write_volume(path, VOLUME + 1, affine=AFFINE, dtype=np.uint8)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["mask.nii"]

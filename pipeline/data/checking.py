@@ -23,7 +23,7 @@ def check_visibly(
     """Say what is going to be read, check it behind a progress bar, and print all problems."""
     cases = all_cases(datalist)
     files = all_files(datalist)
-    num_bytes = sum(path.stat().st_size for path in files if path.is_file())
+    num_bytes = sum(map(_num_bytes, files))
     size = f"{len(cases)} cases, {len(files)} files, {num_bytes / 1e6:.1f} MB"
     console().print(f"{datalist.name}: {size}", markup=False)
     with Progress(console=console(stderr=True)) as progress:
@@ -81,6 +81,12 @@ def all_files(datalist: DataList) -> list[Path]:
         for path in (*case.images, case.label)
         if path is not None
     ]
+
+
+def _num_bytes(path: Path) -> int:
+    """Return the size of an image file, or of a folder with a DICOM series; 0 if it is missing."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _table(problems: Sequence[Problem]) -> Table:

@@ -11,7 +11,8 @@ from nibabel import aff2axcodes
 from nibabel.affines import voxel_sizes
 
 from pipeline.data.datalist import Case
-from pipeline.data.nifti import read_volume
+from pipeline.data.images import read_image
+from pipeline.data.resampling import resample_to
 from pipeline.errors import DataError, Problem
 
 AFFINE_TOLERANCE = 1e-3  # in mm: what float32 headers and rewritten quaternions differ by
@@ -68,7 +69,7 @@ def read_content(case: Case, *, labels: bool) -> tuple[CaseContent, list[Problem
     is_one_file = len(case.images) == 1
     for path in case.images:
         try:
-            volumes, affine = read_volume(path, dtype=None, channels=is_one_file)
+            volumes, affine = read_image(path, dtype=None, channels=is_one_file)
         except DataError as error:
             problems += with_case(error, case.id)
             continue
@@ -93,6 +94,25 @@ def with_case(error: DataError, case: str) -> list[Problem]:
     return [replace(problem, case=case) for problem in error.problems]
 
 
+def bring_to_grid(content: CaseContent, index: int) -> CaseContent:
+    """Return the content with all images on the grid of image `index`; labels are not touched.
+
+    Only images on another grid are resampled, linearly, and are float32 then. Raises ValueError if
+    there is no such image.
+    """
+    if not 0 <= index < len(content.images):
+        raise ValueError(
+            f"{content.case.id}: there is no image {index} to resample to among "
+            f"{len(content.images)}"
+        )
+    target = content.images[index]
+    images = tuple(
+        image if _same_grid(target, image) else _resampled(image, target)
+        for image in content.images
+    )
+    return replace(content, images=images)
+
+
 def grid_problems(content: CaseContent) -> list[Problem]:
     """Report each file whose shape, affine, spacing or orientation is not that of the first."""
     if not content.files:
@@ -105,7 +125,8 @@ def grid_problems(content: CaseContent) -> list[Problem]:
             file=other.name,
             expected=f"the grid of {first.name}: {_describe_grid(first)}",
             found=_describe_grid(other),
-            remedy="Resample the file to the first one's grid, deliberately, or replace it.",
+            remedy="Resample the file to the first one's grid, deliberately, or replace it; "
+            "`infer --resample-to MODALITY` does it on the way.",
         )
         for other in others
         if not _same_grid(first, other)
@@ -143,8 +164,18 @@ def _read_label(case: Case) -> ImageFile:
                 remedy="Add the label, or move the case to the testing section.",
             )
         )
-    volume, affine = read_volume(case.label, dtype=np.int32)
+    volume, affine = read_image(case.label, dtype=np.int32)
     return ImageFile(case.label.name, volume, affine)
+
+
+def _resampled(image: ImageFile, target: ImageFile) -> ImageFile:
+    volume = resample_to(
+        image.volume,
+        affine=image.affine,
+        target_shape=target.volume.shape,
+        target_affine=target.affine,
+    )
+    return ImageFile(image.name, volume, target.affine)
 
 
 def _same_grid(first: ImageFile, other: ImageFile) -> bool:

@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.naming import MODALITY_SPELLINGS, split_stem, stem_of, subject_of
+from pipeline.data.file_types import is_dicom
+from pipeline.data.naming import (
+    IMAGE_SUFFIXES,
+    MODALITY_SPELLINGS,
+    NIFTI_SUFFIXES,
+    split_stem,
+    stem_of,
+    subject_of,
+)
+from pipeline.data.reading import faults_told
 from pipeline.errors import Problem
 
 MASK = "seg"
-FILE_OF = {**{name: f"the file of {name}" for name in MODALITY_SPELLINGS}, MASK: "one mask"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to look for: the modalities of a case, its mask too or not, and in which formats.
+
+    With `any_format`, NRRD and MetaImage files count as well, and folders with a DICOM series that
+    are named as a file would be (``flair``, ``X_t1ce``).
+    """
+
+    modalities: tuple[str, ...] = tuple(MODALITY_SPELLINGS)
+    with_mask: bool = True
+    any_format: bool = False
+
+    def stem_of(self, file_name: str) -> str | None:
+        """Return the name without its suffix; None for a file that is no image."""
+        suffixes = IMAGE_SUFFIXES if self.any_format else NIFTI_SUFFIXES
+        return stem_of(file_name, suffixes=suffixes)
+
+    def split(self, stem: str) -> tuple[str, str] | None:
+        """Return the prefix and the modality (or ``seg``); None if that is not wanted."""
+        parts = split_stem(stem, others=self.modalities)
+        words = (*self.modalities, MASK) if self.with_mask else self.modalities
+        return parts if parts and parts[1] in words else None
 
 
 @dataclass
@@ -40,7 +72,7 @@ class FoundCase:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a folder tree holds: complete cases, sorted by id; problems; NIfTI files not used.
+    """What a folder tree holds: complete cases, sorted by id; problems; images not used.
 
     A problem is a case with a file missing, a file that could be either of two, or an id twice.
     """
@@ -50,7 +82,10 @@ class Discovery:
     ignored: tuple[Path, ...]
 
 
-def find_cases(root: Path) -> Discovery:
+BRATS = Wanted()
+
+
+def find_cases(root: Path, *, wanted: Wanted = BRATS) -> Discovery:
     """Find every case below `root`, which may be a case folder itself.
 
     A case is the files of one folder that share what stands before the modality:
@@ -62,11 +97,11 @@ def find_cases(root: Path) -> Discovery:
     found: list[FoundCase] = []
     problems: list[Problem] = []
     ignored: list[Path] = []
-    for folder, names in _folders(root):
-        cases, others = _cases_of_folder(folder, names, problems)
+    for folder, images in _folders(root, wanted):
+        cases, others = _cases_of_folder(folder, images, wanted, problems)
         found += cases
         ignored += others
-    problems += _faults(found)
+    problems += _faults(found, wanted)
     faulty = {problem.case for problem in problems}
     complete = [case for case in found if case.id not in faulty]
     return Discovery(
@@ -76,32 +111,44 @@ def find_cases(root: Path) -> Discovery:
     )
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder below `root` with the names of its visible files, sorted."""
+def _folders(root: Path, wanted: Wanted) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield every folder below `root` with its visible images: {name: name without suffix}."""
     seen: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
+    for path, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(path)
         if real in seen:  # a link back to a folder above would never end
             subfolders.clear()
             continue
         seen.add(real)
+        folder = Path(path)
+        visible = sorted(name for name in names if not name.startswith("."))
+        images = {name: stem for name in visible if (stem := wanted.stem_of(name))}
         subfolders[:] = sorted(
             name for name in subfolders if not name.startswith(".") and name != "__MACOSX"
         )
-        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+        if wanted.any_format:
+            series = [name for name in subfolders if _is_series(folder / name, wanted)]
+            images |= {name: name for name in series}
+            subfolders[:] = [name for name in subfolders if name not in series]
+        yield folder, images
+
+
+def _is_series(folder: Path, wanted: Wanted) -> bool:
+    """Tell whether a folder is named after a modality and holds DICOM files."""
+    if wanted.split(folder.name) is None:
+        return False
+    with faults_told(folder.name):
+        return any(path.is_file() and is_dicom(path) for path in sorted(folder.iterdir()))
 
 
 def _cases_of_folder(
-    folder: Path, names: list[str], problems: list[Problem]
+    folder: Path, images: Mapping[str, str], wanted: Wanted, problems: list[Problem]
 ) -> tuple[list[FoundCase], list[Path]]:
-    """Return the cases of one folder and its other NIfTI files; note files that compete."""
+    """Return the cases of one folder and its other images; note files that compete."""
     cases: dict[str, FoundCase] = {}
     others: list[Path] = []
-    for name in names:
-        stem = stem_of(name)
-        if stem is None:
-            continue
-        parts = split_stem(stem)
+    for name, stem in images.items():
+        parts = wanted.split(stem)
         if parts is None:
             others.append(folder / name)
             continue
@@ -109,6 +156,8 @@ def _cases_of_folder(
         other = case.files.setdefault(parts[1], folder / name)
         if other.name != name:
             problems.append(_ambiguous(case, parts[1], [other, folder / name]))
+    if not wanted.with_mask:
+        return list(cases.values()), others
     with_images = [case for case in cases.values() if set(case.files) != {MASK}]
     if len(with_images) == 1:
         # A mask under a name of its own belongs to the one case that is here.
@@ -129,19 +178,19 @@ def _adopt_mask(case: FoundCase, others: list[Path], problems: list[Problem]) ->
     return [path for path in others if path != candidates[0]]
 
 
-def _faults(cases: list[FoundCase]) -> list[Problem]:
+def _faults(cases: list[FoundCase], wanted: Wanted) -> list[Problem]:
     """Return the cases with a modality missing, and those whose id another case has."""
     problems = []
     folder_of_id: dict[str, Path] = {}
     for case in cases:
-        missing = [name for name in MODALITY_SPELLINGS if name not in case.files]
+        missing = [name for name in wanted.modalities if name not in case.files]
         if missing:
             problems.append(
                 Problem(
                     case=case.id,
                     kind="incomplete-case",
                     file=str(case.folder),
-                    expected=f"a file for each of {', '.join(MODALITY_SPELLINGS)}",
+                    expected=f"a file for each of {', '.join(wanted.modalities)}",
                     found=f"none for {', '.join(missing)}",
                     remedy="Add the files, or leave such cases out with --skip-incomplete.",
                 )
@@ -166,7 +215,7 @@ def _ambiguous(case: FoundCase, name: str, paths: list[Path]) -> Problem:
         case=case.id,
         kind="ambiguous-file",
         file=str(case.folder),
-        expected=FILE_OF[name],
+        expected="one mask" if name == MASK else f"the file of {name}",
         found=" and ".join(path.name for path in paths),
         remedy="Move the one that does not belong there out of the folder.",
     )

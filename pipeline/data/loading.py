@@ -13,6 +13,7 @@ from monai.utils import SpaceKeys
 from pipeline.data.content import (
     CaseContent,
     ImageFile,
+    bring_to_grid,
     grid_problems,
     nonfinite_problems,
     read_content,
@@ -27,19 +28,28 @@ class LoadCase(Transform):
 
     `image` is a float32 MetaTensor (4, X, Y, Z) in modality order; `label` a uint8 MetaTensor
     (1, X, Y, Z) of class indices, there only with ``labels=True``. Both lie on the grid of the
-    files, untouched. Their meta holds what MONAI's LoadImaged gives, except that
-    `filename_or_obj` is a bare file name: paths do not leave the machine in a checkpoint.
+    files, untouched. Images on different grids are refused, unless `resample_to` is the index of
+    the modality whose grid the others are brought to (`pipeline.data.resampling`). Their meta holds
+    what MONAI's LoadImaged gives, except that `filename_or_obj` is a bare file name: paths do not
+    leave the machine in a checkpoint.
     """
 
-    def __init__(self, *, labels: bool) -> None:
+    def __init__(self, *, labels: bool, resample_to: int | None = None) -> None:
+        if labels and resample_to is not None:
+            raise ValueError("resample_to is for images without labels: labels are not resampled")
         self.labels = labels
+        self.resample_to = resample_to
 
     def __call__(self, case: Case) -> dict[str, Any]:
         """Return the tensors of `case`; DataError lists everything that is wrong with its files."""
         content, problems = read_content(case, labels=self.labels)
-        problems += grid_problems(content) + nonfinite_problems(content)
+        if self.resample_to is None:
+            problems += grid_problems(content)
+        problems += nonfinite_problems(content)  # before resampling, which would spread them
         if problems:
             raise DataError.of(*problems)
+        if self.resample_to is not None:
+            content = bring_to_grid(content, self.resample_to)
         result: dict[str, Any] = {"image": _stack(content), "case": case.id}
         if content.label is not None:
             result["label"] = _class_indices(content, content.label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,7 +19,6 @@ MODALITY_SPELLINGS: dict[str, tuple[str, ...]] = {
 MODALITY_OF_SPELLING: dict[str, str] = {
     spelling: name for name, spellings in MODALITY_SPELLINGS.items() for spelling in spellings
 }
-LAST_WORD = re.compile(rf"(?:(.*)[-_. ])?({'|'.join(MODALITY_OF_SPELLING)}|seg)", re.IGNORECASE)
 LABEL_NAMES = ("background", "necrotic_core", "oedema", "enhancing_tumour")
 REGIONS: dict[str, tuple[str, ...]] = {
     "WT": ("necrotic_core", "oedema", "enhancing_tumour"),
@@ -33,6 +33,8 @@ LABEL_PATTERNS: tuple[tuple[str, str], ...] = (
     (r"necro|non ?enhanc|^ncr|^netc$", "necrotic_core"),
     (r"enhanc|^et$", "enhancing_tumour"),
 )
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
 # A case's id becomes the name of files and folders, on any system.
 CASE_ID = re.compile(r"\w(?:[\w .+@()=-]{0,126}[\w)])?")
 TIMEPOINT = re.compile(r"(BraTS-[A-Za-z]+-\d{4,5})-\d{3}")
@@ -77,19 +79,31 @@ def subject_of(case: str) -> str:
     return match.group(1) if match else case
 
 
-def stem_of(file_name: str) -> str | None:
-    """Return a NIfTI file's name without ``.nii`` or ``.nii.gz``; None for any other file."""
-    match = re.fullmatch(r"(.+)\.nii(\.gz)?", file_name, flags=re.IGNORECASE)
+def stem_of(file_name: str, *, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> str | None:
+    """Return an image file's name without its suffix; None for any file with another one."""
+    endings = "|".join(re.escape(suffix) for suffix in suffixes)
+    match = re.fullmatch(rf"(.+?)({endings})", file_name, flags=re.IGNORECASE)
     return match.group(1) if match else None
 
 
-def split_stem(stem: str) -> tuple[str, str] | None:
+def split_stem(stem: str, *, others: Sequence[str] = ()) -> tuple[str, str] | None:
     """Split ``X_t1ce``, ``X-t1c`` or ``flair`` into its prefix (may be empty) and our word.
 
-    The word is a modality's name or ``seg``; None where the stem ends in neither.
+    The word is a modality's name or ``seg``; None where the stem ends in neither. `others` are
+    modalities that are not BraTS's.
     """
-    match = LAST_WORD.fullmatch(stem)
+    match = _last_word(tuple(others)).fullmatch(stem)
     return (match.group(1) or "", modality_name(match.group(2))) if match else None
+
+
+def safe_case_id(text: str) -> str:
+    """Return `text` as a case id that can name files: odd characters become ``_``."""
+    if CASE_ID.fullmatch(text):
+        return text
+    safe = re.sub(r"[^\w .+@()=-]", "_", text)[:128]
+    # Neither a dot or a dash in front nor a space or a dot at the end.
+    safe = re.sub(r"^\W|[^\w)]$", "_", safe)
+    return safe or "case"
 
 
 def case_id_of(images: Sequence[str]) -> str:
@@ -112,6 +126,12 @@ def by_index(value: Mapping[str, Any]) -> list[Any] | None:
     """Return the values of the Decathlon's ``{"0": a, "1": b}`` in order; None for other keys."""
     keys = [str(index) for index in range(len(value))]
     return [value[key] for key in keys] if set(keys) == set(value) else None
+
+
+@cache
+def _last_word(others: tuple[str, ...]) -> re.Pattern[str]:
+    words = "|".join(re.escape(word) for word in (*MODALITY_OF_SPELLING, *others, "seg"))
+    return re.compile(rf"(?:(.*)[-_. ])?({words})", re.IGNORECASE)
 
 
 def _label_name(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,24 +14,25 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import DTypeLike
 
+from pipeline.data.file_types import GZIP, NIFTI, TYPE_BYTES, true_type
 from pipeline.data.files import replace_file
-from pipeline.data.nifti_header import (
-    GZIP,
-    HEADER_BYTES,
-    NIFTI,
-    ImageHeader,
+from pipeline.data.nifti_header import HEADER_BYTES, ImageHeader, parse_header
+from pipeline.data.reading import (
+    GZIP_STREAM,
+    cast_exactly,
+    cast_voxels,
+    collected,
     fault,
-    parse_header,
-    true_type,
+    faults_told,
+    inflated,
+    pieces_of,
+    refuse_devices,
+    refuse_impossible_length,
 )
 from pipeline.errors import DataError, ResourceError
 
-CHUNK_BYTES = 1 << 13  # inflates to 8 MiB at most: what a bomb can take before it is noticed
-MAX_GZIP_RATIO = 1032  # of the deflate format
-GZIP_STREAM = 16 + zlib.MAX_WBITS  # tells zlib to expect gzip, and to verify its CRC and length
 GZIP_LEVEL = 1  # a label map: 21 ms, where level 9 takes 102 ms
 SCANNER_CODE = 1  # NIFTI_XFORM_SCANNER_ANAT
-REPLACE_REMEDY = "The file is damaged: copy or download it again."
 
 
 def read_header(path: Path, *, channels: bool = False) -> ImageHeader:
@@ -62,9 +62,12 @@ def read_volume(
     with _content_of(path) as pieces:
         head = _first_bytes(pieces)
         header = parse_header(head, name=path.name, channels=channels)
-        _refuse_impossible_size(path, header)
-        stored = _collect(chain([head], pieces), header, path.name)
-    volume = _convert(stored, header, dtype, path.name)
+        promised = header.data_offset + header.num_data_bytes
+        is_gzip = path.name.lower().endswith(".gz")
+        size = path.stat().st_size
+        refuse_impossible_length(promised, size, is_deflated=is_gzip, name=path.name)
+        content = collected(chain([head], pieces), promised, name=path.name)
+    volume = _convert(content, header, dtype, path.name)
     if channels:
         volume = np.moveaxis(volume, -1, 0)
     return volume, header.affine
@@ -93,92 +96,44 @@ def write_volume(path: Path, volume: np.ndarray, *, affine: np.ndarray, dtype: D
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=GZIP_LEVEL, mtime=0)
-    replace_file(path, content, verify=partial(_require_written, values=values, affine=affine))
+    verify = partial(_require_written, name=path.name, values=values, affine=affine)
+    replace_file(path, content, verify=verify)
 
 
-def _require_written(path: Path, *, values: np.ndarray, affine: np.ndarray) -> None:
+def _require_written(path: Path, *, name: str, values: np.ndarray, affine: np.ndarray) -> None:
     """Open a file that was just written; raise ResourceError unless it holds what was given."""
     try:
         header = read_header(path, channels=True)
         found, _ = read_volume(path, dtype=None, channels=True)
     except DataError as error:
-        raise ResourceError(f"{path.name}: what was written cannot be read: {error}") from error
+        reason = error.problems[0].found
+        raise ResourceError(f"{name}: what was written cannot be read: {reason}") from error
     # NIfTI-1 stores the affine in float32.
     same_affine = np.array_equal(header.affine, affine.astype(np.float32))
     expected = np.moveaxis(values, -1, 0) if values.ndim == 4 else values[None]
     same_voxels = np.array_equal(found, expected, equal_nan=values.dtype.kind == "f")
     if not (same_affine and same_voxels and header.dtype == values.dtype):
         raise ResourceError(
-            f"{path.name}: the file does not hold what was written (affine the same: "
+            f"{name}: the file does not hold what was written (affine the same: "
             f"{same_affine}, voxels the same: {same_voxels}, type {header.dtype}). "
             "Check the disk."
         )
 
 
-def cast_exactly(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return `values` as `dtype`; ValueError if an integer `dtype` would change one of them."""
-    if dtype.kind == "f" or np.can_cast(values.dtype, dtype, casting="safe"):
-        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which callers refuse
-            return values.astype(dtype, copy=False)
-    with np.errstate(invalid="ignore"):
-        result = values.astype(dtype)
-    lost = values[result != values]
-    if lost.size:
-        examples = ", ".join(f"{value:g}" for value in np.unique(lost)[:5])
-        raise ValueError(f"{lost.size} values are not whole numbers of {dtype}: {examples}")
-    return result
-
-
 @contextmanager
 def _content_of(path: Path) -> Iterator[Iterator[bytes]]:
     """Open `path` and give its uncompressed content piece by piece; faults become DataErrors."""
-    try:
-        _refuse_devices(path)
+    with faults_told(path.name):
+        refuse_devices(path)
         with path.open("rb") as stream:
             is_gzip = _judge_type(stream, path.name)
-            yield _gunzip(stream) if is_gzip else iter(partial(stream.read, CHUNK_BYTES), b"")
-    except FileNotFoundError as error:
-        raise fault(
-            path.name,
-            "missing-file",
-            expected="the file that the data list names",
-            found="no such file",
-            remedy="Restore the file, or correct the data list.",
-        ) from error
-    except OSError as error:
-        raise fault(
-            path.name,
-            "unreadable-file",
-            expected="a file that can be read",
-            found=error.strerror or str(error),
-            remedy="Check its permissions and the disk.",
-        ) from error
-    except (zlib.error, EOFError) as error:
-        raise fault(
-            path.name,
-            "checksum",
-            expected="an intact gzip file",
-            found=str(error),
-            remedy=REPLACE_REMEDY,
-        ) from error
-
-
-def _refuse_devices(path: Path) -> None:
-    """Refuse what is not a regular file: merely opening a pipe may wait for ever."""
-    if path.exists() and not path.is_file():
-        raise fault(
-            path.name,
-            "unreadable-file",
-            expected="a file",
-            found="a folder or a device",
-            remedy="Name the file itself in the data list.",
-        )
+            yield inflated(stream, wbits=GZIP_STREAM) if is_gzip else pieces_of(stream)
 
 
 def _judge_type(stream: BinaryIO, name: str) -> bool:
     """Return whether the file is gzip; refuse what is not what its name says."""
     expected = _type_by_name(name)
-    found = true_type(stream.read(HEADER_BYTES))
+    found = true_type(stream.read(TYPE_BYTES))
     stream.seek(0)
     if found == expected:
         return found == GZIP
@@ -198,22 +153,6 @@ def _type_by_name(name: str) -> str | None:
     return NIFTI if lower.endswith(".nii") else None
 
 
-def _gunzip(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the content of a gzip file, of one member or several, verified to its last byte.
-
-    Raises zlib.error (damaged, or anything after the end) and EOFError (truncated).
-    """
-    member = zlib.decompressobj(GZIP_STREAM)
-    while chunk := stream.read(CHUNK_BYTES):
-        while chunk:
-            if member.eof:
-                member = zlib.decompressobj(GZIP_STREAM)
-            yield member.decompress(chunk)
-            chunk = member.unused_data
-    if not member.eof:
-        raise EOFError("the file ends in the middle of its compressed data")
-
-
 def _first_bytes(pieces: Iterator[bytes]) -> bytes:
     head = b""
     while len(head) < HEADER_BYTES and (piece := next(pieces, None)) is not None:
@@ -221,58 +160,12 @@ def _first_bytes(pieces: Iterator[bytes]) -> bytes:
     return head
 
 
-def _refuse_impossible_size(path: Path, header: ImageHeader) -> None:
-    """Refuse a header that promises more than the file can hold, before memory is reserved."""
-    promised = header.data_offset + header.num_data_bytes
-    size = path.stat().st_size
-    most = size * MAX_GZIP_RATIO if path.name.lower().endswith(".gz") else size
-    if promised > most:
-        raise _wrong_length(path.name, promised, f"at most {most} bytes in a file of {size}")
-
-
-def _collect(pieces: Iterator[bytes], header: ImageHeader, name: str) -> np.ndarray:
-    """Return the voxels as stored, in the header's shape; the stream must end exactly there."""
-    promised = header.data_offset + header.num_data_bytes
-    content = np.empty(promised, dtype=np.uint8)
-    filled = 0
-    for piece in pieces:
-        end = filled + len(piece)
-        if end > promised:
-            raise _wrong_length(name, promised, f"at least {end} bytes")
-        content[filled:end] = np.frombuffer(piece, dtype=np.uint8)
-        filled = end
-    if filled < promised:
-        raise _wrong_length(name, promised, f"{filled} bytes")
-    voxels = content[header.data_offset :].view(header.dtype)
-    return voxels.reshape(header.shape, order="F")
-
-
-def _wrong_length(name: str, promised: int, found: str) -> Exception:
-    return fault(
-        name,
-        "length",
-        expected=f"{promised} bytes, as the header says",
-        found=found,
-        remedy=REPLACE_REMEDY,
-    )
-
-
 def _convert(
-    stored: np.ndarray, header: ImageHeader, dtype: DTypeLike | None, name: str
+    content: np.ndarray, header: ImageHeader, dtype: DTypeLike | None, name: str
 ) -> np.ndarray:
-    """Apply the header's scaling where there is one, and cast straight to `dtype`."""
+    """Return the voxels in the file's bytes, scaled where the header says so, as `dtype`."""
+    stored = content[header.data_offset :].view(header.dtype).reshape(header.shape, order="F")
     values = stored
     if (header.slope, header.intercept) != (1.0, 0.0):
         values = stored * np.float64(header.slope) + header.intercept
-    if dtype is None:
-        return values
-    try:
-        return cast_exactly(values, np.dtype(dtype))
-    except ValueError as error:
-        raise fault(
-            name,
-            "not-lossless",
-            expected=f"whole numbers that fit {np.dtype(dtype)}",
-            found=str(error),
-            remedy="Restore the mask from its source; never interpolate label values.",
-        ) from error
+    return cast_voxels(values, None if dtype is None else np.dtype(dtype), name=name)

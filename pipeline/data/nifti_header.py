@@ -13,37 +13,15 @@ from nibabel.affines import voxel_sizes
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from nibabel.wrapstruct import WrapStructError
 
-from pipeline.errors import DataError, Problem
+from pipeline.data.file_types import NIFTI, true_type
+from pipeline.data.reading import MAX_SCALE, fault, judge_affine, judge_size
 
 HEADER_BYTES = 544  # a NIfTI-2 header (540) and the flag that says whether extensions follow (4)
-MAX_VOXELS = 2**31
-MAX_DATA_BYTES = 2**32
 MAX_DATA_OFFSET = 2**24  # extensions (DICOM headers, histories) end long before 16 MiB
-MAX_SCALE = 1e20  # beyond it, 16-bit intensities no longer fit into float32
-MIN_SPACING_MM, MAX_SPACING_MM = 1e-3, 1e3
-MIN_DETERMINANT = 1e-3  # of the three axes' unit vectors: 1 if orthogonal, 0 if in one plane
+AFFINE_REMEDY = "Restore the header's qform or sform from the original image."
 
 # nibabel would print its findings; they are in our errors.
 SILENT = logging.Logger("nibabel", level=logging.CRITICAL + 1)
-
-GZIP = "gzip"
-NIFTI = "NIfTI"
-# (position, bytes, name): the first that fits is the file's true type.
-SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\x1f\x8b", GZIP),
-    (344, b"n+1\0", NIFTI),
-    (4, b"n+2\0", NIFTI),
-    (344, b"ni1\0", "NIfTI header without its .img file"),
-    (4, b"ni2\0", "NIfTI header without its .img file"),
-    (128, b"DICM", "DICOM file"),
-    (0, b"PK", "zip archive"),
-    (0, b"BZh", "bzip2 file"),
-    (0, b"\x28\xb5\x2f\xfd", "zstd file"),
-    (0, b"\xfd7zXZ", "xz file"),
-    (0, b"NRRD", "NRRD file"),
-    (0, b"\x89HDF", "HDF5 file"),
-    (0, b"version https://git-lfs", "Git LFS pointer (the file itself was not fetched)"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,27 +48,6 @@ class ImageHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def fault(name: str, kind: str, *, expected: str, found: str, remedy: str) -> DataError:
-    """Return the error for one fault of the file `name`; the caller adds the case."""
-    return DataError.of(
-        Problem(case="", kind=kind, file=name, expected=expected, found=found, remedy=remedy)
-    )
-
-
-def true_type(head: bytes) -> str:
-    """Return the type of a file by its first bytes, whatever it is called."""
-    if not head:
-        return "empty file"
-    for position, magic, name in SIGNATURES:
-        if head[position : position + len(magic)] == magic:
-            return name
-    if not head.strip(b"\0"):
-        return "file of zeros"
-    if head.lstrip()[:1] == b"<":
-        return "HTML or XML page"
-    return "file of an unknown type"
-
-
 def parse_header(head: bytes, *, name: str, channels: bool = False) -> ImageHeader:
     """Judge the first `HEADER_BYTES` of an uncompressed NIfTI file, and return its facts.
 
@@ -110,7 +67,7 @@ def parse_header(head: bytes, *, name: str, channels: bool = False) -> ImageHead
     header = _parse_with_nibabel(head, name)
     shape = _judge_shape(header, name, channels)
     dtype = _judge_dtype(header, name)
-    _judge_size(shape, dtype, name)
+    judge_size(shape, dtype, name=name)
     slope, intercept = _judge_scaling(header, name)
     _judge_units(header, name)
     affine = _judge_affine(header, name)
@@ -177,19 +134,6 @@ def _judge_dtype(header: nib.Nifti1Header, name: str) -> np.dtype:
     )
 
 
-def _judge_size(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
-    num_voxels = math.prod(shape)
-    if num_voxels <= MAX_VOXELS and num_voxels * dtype.itemsize <= MAX_DATA_BYTES:
-        return
-    raise fault(
-        name,
-        "dimensions",
-        expected=f"at most {MAX_VOXELS} voxels and {MAX_DATA_BYTES} bytes",
-        found=f"dimensions {shape}: {num_voxels} voxels, {num_voxels * dtype.itemsize} bytes",
-        remedy="The header is damaged, or the file is no image of one patient: replace it.",
-    )
-
-
 def _judge_scaling(header: nib.Nifti1Header, name: str) -> tuple[float, float]:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0:
@@ -222,20 +166,8 @@ def _judge_affine(header: nib.Nifti1Header, name: str) -> np.ndarray:
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError):  # a quaternion that is none
         affine = np.full((4, 4), np.nan)
-    spacing = voxel_sizes(affine)
-    in_range = np.all((spacing >= MIN_SPACING_MM) & (spacing <= MAX_SPACING_MM))
-    usable = bool(in_range and np.all(np.isfinite(affine)))
-    if usable and abs(np.linalg.det(affine[:3, :3] / spacing)) >= MIN_DETERMINANT:
-        return affine
-    rows = ", ".join(f"({' '.join(f'{value:g}' for value in row)})" for row in affine[:3])
-    raise fault(
-        name,
-        "affine",
-        expected="a finite, invertible affine with a spacing of "
-        f"{MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm",
-        found=f"the rows {rows}",
-        remedy="Restore the header's qform or sform from the original image.",
-    )
+    judge_affine(affine, name=name, remedy=AFFINE_REMEDY)
+    return affine
 
 
 def _judge_offset(header: nib.Nifti1Header, name: str) -> int:
