@@ -206,8 +206,9 @@ def _labels(model: TrainedModel, datalist: DataList | None) -> dict[str, int]:
 def _cases(
     arguments: argparse.Namespace, model: TrainedModel, datalist: DataList | None
 ) -> tuple[Case, ...]:
+    from pipeline.data.case_inputs import case_of_files, cases_of_folders
+    from pipeline.data.selection import chosen_cases
     from pipeline.errors import SettingsError
-    from pipeline.inference.selection import cases_of_folders, cases_of_list, one_case
 
     files = {name: getattr(arguments, name) for name in MODALITIES if getattr(arguments, name)}
     if bool(files) == bool(arguments.inputs):
@@ -216,15 +217,16 @@ def _cases(
             f"(--{' --'.join(MODALITIES)}); found {'both' if files else 'none of them'}."
         )
     if datalist is not None:
-        return cases_of_list(datalist, fold=arguments.fold, ids=arguments.cases)
+        return chosen_cases(datalist, fold=arguments.fold, ids=arguments.cases)
+    modalities = model.header["modality"]
     if files:
-        return one_case(files, model.header, case_id=arguments.case_id)
-    return cases_of_folders(arguments.inputs, model.header)
+        return (case_of_files(files, modalities=modalities, case_id=arguments.case_id),)
+    return cases_of_folders(arguments.inputs, modalities=modalities)
 
 
 def _conclude(outcome: Outcome, folder: Path) -> None:
+    from pipeline.data.prediction_files import MASK_SUFFIX
     from pipeline.inference.label_files import ITK_SNAP, SLICER
-    from pipeline.inference.records import MASK_SUFFIX
 
     num_new = len(outcome.records) - outcome.num_finished_before
     console().print(

@@ -321,7 +321,7 @@ def test_an_ensemble_of_two(cohort: Path, model: Path, tmp_path: Path) -> None:
         (["LIST", "--flair", "x.nii.gz"], "found both"),
         (["LIST", "LIST"], "found both or several lists"),
         (["FOLDER", "--fold", "0"], "--fold and --cases choose from a data list"),
-        (["LIST", "--cases", "nobody"], "--cases: not in list.json: nobody"),
+        (["LIST", "--cases", "nobody"], "--cases: expected ids of list.json; found also nobody"),
         (["LIST", "--window", "8", "8"], "--window: expected one number of voxels, three"),
         (["LIST", "--overlap", "1.5"], "overlap: Input should be less than 1"),
         (["LIST", "--device", "cuda:9"], "--device cuda:9: there is no such device"),

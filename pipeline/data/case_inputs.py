@@ -51,6 +51,15 @@ def cases_of_folder(folder: Path, *, modalities: Sequence[str]) -> tuple[Case, .
     return tuple(cases)
 
 
+def cases_of_folders(folders: Iterable[Path], *, modalities: Sequence[str]) -> tuple[Case, ...]:
+    """Return the cases in several folders; as `cases_of_folder`, and no two may have one id."""
+    cases = [case for folder in folders for case in cases_of_folder(folder, modalities=modalities)]
+    problems = _same_ids(cases)
+    if problems:
+        raise DataError.of(*problems)
+    return tuple(cases)
+
+
 def case_of_files(
     files: Mapping[str, Path], *, modalities: Sequence[str], case_id: str | None = None
 ) -> Case:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from pipeline.data.datalist import Case, DataList
+from pipeline.data.prediction_files import (
+    MASK_SUFFIX,
+    OTHER_MASK_SUFFIX,
+    PROBABILITIES,
+    map_path,
+    record_path,
+)
+from pipeline.data.selection import chosen_cases
 from pipeline.errors import DataError, Problem, SettingsError
 
-MASK_NAMES = ("{case}_seg.nii.gz", "{case}.nii.gz")
-PROBABILITIES_NAME = "{case}_probabilities.nii.gz"
-PROVENANCE_NAME = "{case}.json"
 CHOICE_REMEDY = "--fold N evaluates one fold's cases only, --cases ID ... those that are named."
 
 
@@ -45,12 +49,12 @@ def select_cases(
         SettingsError: An id is not in the list, or is given twice.
         DataError: There is no labelled case, or `split` refuses the fold.
     """
+    cases = chosen_cases(datalist, fold=fold, ids=ids)
     if fold is not None:
-        return Selection(datalist.split(fold)[1], f"the validation cases of fold {fold}")
-    every = (*datalist.training, *datalist.validation, *datalist.testing)
+        return Selection(cases, f"the validation cases of fold {fold}")
     if ids:
-        return Selection(_named(every, ids, datalist), "the cases that were named")
-    labelled = tuple(case for case in every if case.label is not None)
+        return Selection(cases, "the cases that were named")
+    labelled = tuple(case for case in cases if case.label is not None)
     if not labelled:
         raise DataError(
             f"{datalist.path.name}: expected labelled cases; found none. "
@@ -76,22 +80,9 @@ def find_pairs(folder: Path, cases: Sequence[Case]) -> list[Pair]:
     return [item for item in found if isinstance(item, Pair)]
 
 
-def _named(every: Sequence[Case], ids: Sequence[str], datalist: DataList) -> tuple[Case, ...]:
-    by_id = {case.id: case for case in every}
-    unknown = sorted(set(ids) - set(by_id))
-    if unknown:
-        raise SettingsError(
-            f"--cases: expected ids of {datalist.path.name}; found also {', '.join(unknown)}."
-        )
-    repeated = sorted(case for case, count in Counter(ids).items() if count > 1)
-    if repeated:
-        raise SettingsError(f"--cases: expected each id once; found again {', '.join(repeated)}.")
-    return tuple(by_id[name] for name in ids)
-
-
 def _pair_of(case: Case, folder: Path) -> Pair | Problem:
     """Return the pair of `case`, or what is wrong: exactly one mask is right."""
-    names = [name.format(case=case.id) for name in MASK_NAMES]
+    names = [f"{case.id}{suffix}" for suffix in (MASK_SUFFIX, OTHER_MASK_SUFFIX)]
     masks = [folder / name for name in names if (folder / name).is_file()]
     fault = partial(Problem, case=case.id, file="")
     if case.label is None:
@@ -117,11 +108,11 @@ def _pair_of(case: Case, folder: Path) -> Pair | Problem:
             found=f"{masks[0].name}, the reference itself",
             remedy="Name the folder of the predictions.",
         )
-    probabilities = folder / PROBABILITIES_NAME.format(case=case.id)
+    probabilities = map_path(folder, case.id, PROBABILITIES)
     return Pair(
         case=case,
         reference=case.label,
         mask=masks[0],
         probabilities=probabilities if probabilities.is_file() else None,
-        provenance=folder / PROVENANCE_NAME.format(case=case.id),
+        provenance=record_path(folder, case.id),
     )

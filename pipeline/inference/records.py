@@ -10,22 +10,12 @@ from typing import Any
 from pipeline.data.datalist import Case
 from pipeline.data.files import replace_file
 from pipeline.data.json_files import json_bytes, read_json
+from pipeline.data.prediction_files import MASK_SUFFIX, mask_path, record_path
 from pipeline.errors import DataError, Problem, SettingsError
 
-MASK_SUFFIX = "_seg.nii.gz"
 # A hidden name, which no case can have: cases begin with a letter, a digit or an underscore.
 REQUEST = ".request.json"
 CHUNK_BYTES = 1 << 20
-
-
-def mask_path(folder: Path, case: str) -> Path:
-    """Return where the mask of a case is."""
-    return folder / f"{case}{MASK_SUFFIX}"
-
-
-def record_path(folder: Path, case: str) -> Path:
-    """Return where the record of a case is."""
-    return folder / f"{case}.json"
 
 
 def file_digest(path: Path) -> str:

@@ -18,11 +18,12 @@ from nibabel.orientations import aff2axcodes
 from pipeline.data.datalist import Case, region_classes_of
 from pipeline.data.loading import LoadCase
 from pipeline.data.nifti import write_volume
+from pipeline.data.prediction_files import PROBABILITIES, map_path, mask_path
 from pipeline.errors import SettingsError
 from pipeline.inference.cleaning import MM3_PER_ML, clean_classes
 from pipeline.inference.forecast import forecast
 from pipeline.inference.predictor import Predictor
-from pipeline.inference.records import digest_of, mask_path, outputs_of, write_record
+from pipeline.inference.records import digest_of, outputs_of, write_record
 from pipeline.inference.uncertainty import UncertaintySum
 from pipeline.model.trained import TrainedModel
 from pipeline.versions import versions_of
@@ -148,7 +149,7 @@ class Segmenter:
         }
         paths = [self._write_mask(case, classes, affine)]
         if self.settings["probabilities"]:
-            paths.append(self._write_maps(case, "probabilities", found["probabilities"], affine))
+            paths.append(self._write_maps(case, PROBABILITIES, found["probabilities"], affine))
         if self.settings["uncertainty_samples"]:
             more, record["uncertainty"] = self._write_uncertainty(case, prepared, affine)
             paths += more
@@ -192,7 +193,7 @@ class Segmenter:
         self, case: Case, name: str, maps: np.ndarray | torch.Tensor, affine: np.ndarray
     ) -> Path:
         """Write float32 maps (C, X, Y, Z) under the case's name."""
-        path = self.folder / f"{case.id}_{name}.nii.gz"
+        path = map_path(self.folder, case.id, name)
         write_volume(path, np.asarray(maps), affine=affine, dtype=np.float32)
         return path
 

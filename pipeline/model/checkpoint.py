@@ -88,18 +88,7 @@ def require_same_modalities(header: Mapping[str, Any], stored: Mapping[str, Any]
     Raises:
         DataError: Other modalities, or the same in another order.
     """
-    expected, found = list(stored["modality"]), list(header["modality"])
-    if expected != found:
-        raise DataError.of(
-            Problem(
-                case="data list",
-                kind="modality-order",
-                file="",
-                expected=f"the checkpoint's modalities {expected}",
-                found=f"{found}",
-                remedy="Name the same modalities in the same order in the list's header.",
-            )
-        )
+    _require_same("modality", header, stored, kind="modality-order", what="modalities")
 
 
 def require_same_labels(header: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
@@ -108,16 +97,22 @@ def require_same_labels(header: Mapping[str, Any], stored: Mapping[str, Any]) ->
     Raises:
         DataError: Other labels, or the same in another order.
     """
-    expected, found = list(stored["labels"]), list(header["labels"])
+    _require_same("labels", header, stored, kind="label-order", what="labels")
+
+
+def _require_same(
+    key: str, header: Mapping[str, Any], stored: Mapping[str, Any], *, kind: str, what: str
+) -> None:
+    expected, found = list(stored[key]), list(header[key])
     if expected != found:
         raise DataError.of(
             Problem(
                 case="data list",
-                kind="labels",
+                kind=kind,
                 file="",
-                expected=f"the checkpoint's labels {expected}",
+                expected=f"the checkpoint's {what} {expected}",
                 found=f"{found}",
-                remedy="Name the same labels in the same order in the list's header.",
+                remedy=f"Name the same {what} in the same order in the list's header.",
             )
         )
 
