@@ -8,6 +8,8 @@ from transforms.augmentation import (
     rotate_in_plane,
     seed_of,
 )
+from transforms.cases import NameAfterCased, cases_of_fold, named_cases
+from transforms.checks import RequireFinited, RequireSameGridd
 from transforms.geometry import (
     ORIENTATION,
     BorderCrop,
@@ -59,18 +61,23 @@ __all__ = [
     "LaplacianSharpend",
     "MinMaxNormalize",
     "MinMaxNormalized",
+    "NameAfterCased",
     "RandInPlaneRotated",
+    "RequireFinited",
+    "RequireSameGridd",
     "border_crop",
     "border_restore",
     "border_slices",
     "build_augmentation",
     "build_postprocessing",
     "build_preprocessing",
+    "cases_of_fold",
     "classes_to_regions",
     "classes_to_values",
     "gaussian_filter",
     "laplacian_sharpen",
     "min_max_normalize",
+    "named_cases",
     "rotate_in_plane",
     "seed_of",
     "values_to_classes",

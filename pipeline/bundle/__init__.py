@@ -1,0 +1,1 @@
+"""From a trained model to a MONAI bundle that is proven equal to it."""

@@ -1,0 +1,83 @@
+"""python -m pipeline.export RUN -o BUNDLE [--torchscript] [--onnx] [--zip] ...
+
+Write a trained model as a MONAI bundle, which runs wherever MONAI does, without this project. RUN
+is a run's folder, a checkpoint, or a bundle. The bundle gets its name only if it segments a case as
+the model does, voxel for voxel, in an environment that does not have this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.cli import main_of, new_parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the verb's parser."""
+    parser = new_parser("export", __doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, checkpoint or bundle")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make"
+    )
+    parser.add_argument("--torchscript", action="store_true", help="with models/model.ts")
+    parser.add_argument("--onnx", action="store_true", help="with models/model.onnx")
+    parser.add_argument("--zip", action="store_true", help="with BUNDLE.zip beside it")
+    parser.add_argument(
+        "--case",
+        type=Path,
+        metavar="FOLDER",
+        help="compare on the case in this folder (default: a phantom)",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="let the bundle segment in windows of N voxels (default: the whole volume at once)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=float,
+        default=0.5,
+        metavar="O",
+        help="share of a window that the next one covers (default: 0.5)",
+    )
+    return parser
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Export as the command line says, and print what was proven."""
+    from pipeline.bundle.export import export_bundle
+    from pipeline.errors import unwrapping
+    from pipeline.model.trained import load_model
+
+    model = load_model(arguments.run)
+    with unwrapping():
+        verification = export_bundle(
+            model,
+            arguments.output,
+            window=arguments.window,
+            overlap=arguments.overlap,
+            formats=[name for name in ("torchscript", "onnx") if getattr(arguments, name)],
+            archive=arguments.zip,
+            case_folder=arguments.case,
+            report=print,
+        )
+    print(
+        f"{arguments.output}: all {verification.num_voxels} voxels of {verification.case} are as "
+        f"the model has them ({', '.join(verification.labels)}); its probabilities to "
+        f"{verification.probability_difference:.1e}."
+    )
+    for file, num_ties in verification.ties.items():
+        print(f"{file}: the same classes; {num_ties} ties decided otherwise.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb and return its exit code."""
+    return main_of(build_parser(), work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
