@@ -11,6 +11,8 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor, nn
 
+from networks.layout import memory_format_of
+
 SPATIAL_AXES = (2, 3, 4)  # of (B, C, X, Y, Z)
 # No mirroring, each axis, each pair of axes, all three: eight, each its own inverse.
 MIRRORINGS = [axes for count in range(4) for axes in combinations(SPATIAL_AXES, count)]
@@ -27,10 +29,10 @@ class VolumeInferer(Inferer):
     shifts by multiples of 2 ** n, and with no others, so that only then windows and the whole
     volume agree away from the windows' faces.
 
-    On a CPU the parameters of an `nn.Module` (not of TorchScript) are put once, in place, into
-    `torch.channels_last_3d`, and so is its input: a quarter faster, and the same values up to
-    rounding. Who wants the same mask bit for bit has to use this class on both sides. On other
-    devices nothing is changed.
+    On a CPU the parameters of an `nn.Module` are put once, in place, into the layout that
+    `networks.layout` says, and so is its input: faster, and the same values up to rounding. Who
+    wants the same mask bit for bit has to use this class on both sides. On other devices nothing is
+    changed.
 
     Whether gradients are recorded is the caller's business, as is ``network.eval()``.
 
@@ -153,13 +155,9 @@ def _checked_window(window: Sequence[int] | int, divisor: int) -> tuple[int, ...
 
 def _prepare_layout(network: object, device: torch.device) -> torch.memory_format:
     """Return the memory layout that `network` takes on `device`, having brought it into that."""
-    if (
-        device.type != "cpu"
-        or not isinstance(network, nn.Module)
-        or isinstance(network, torch.jit.ScriptModule)
-    ):
+    layout = memory_format_of(network, device)
+    if layout == torch.contiguous_format or not isinstance(network, nn.Module):
         return torch.contiguous_format
-    layout = torch.channels_last_3d
     kernels = (parameter for parameter in network.parameters() if parameter.dim() == 5)
     if not all(kernel.is_contiguous(memory_format=layout) for kernel in kernels):
         # Parameters made in inference mode could never be trained again.

@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
 @pytest.fixture
 def bundle(model: TrainedModel, tmp_path: Path) -> Path:
     folder = tmp_path / "tumours"
-    files = bundle_files(model, inferer=INFERER, torchscript=False, onnx=False)
+    files = bundle_files(model, inferer=INFERER)
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,11 +65,22 @@ def test_a_segresnet_in_windows_on_a_given_case(
     folder = save_model(tmp_path / "run", network=SEGRESNET, preprocessing={"spacing_mm": 1.5})
     make_case(tmp_path / "cases", "case $1", shape=(32, 40, 20), labelled=False)
     case = tmp_path / "cases" / "case $1"
-    options = ["--case", str(case), "--window", "18", "--overlap", "0.25"]
+    options = [
+        "--case",
+        str(case),
+        "--window",
+        "18",
+        "--overlap",
+        "0.25",
+        "--torchscript",
+        "--onnx",
+    ]
     bundle = tmp_path / "bundle"
     assert export.main([str(folder), "-o", str(bundle), *options]) == 0
     printed = capsys.readouterr().out
     assert f"all {32 * 40 * 20} voxels of case _1 are as the model has them" in printed
+    for name in ("models/model.ts", "models/model.onnx"):
+        assert f"{name}: the same classes" in printed
     assert '"window": 18' in (bundle / "configs" / "inference.json").read_text()
     assert load_model(bundle).digest == load_model(folder).digest
 

@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 
+from networks.layout import memory_format_of
 from pipeline.data.files import replace_file
 from pipeline.errors import RunStopped
 from pipeline.model.checkpoint import BEST, FORMAT, LAST, save_checkpoint
@@ -84,8 +85,8 @@ class TrainingRun:
     ) -> None:
         self.folder = folder
         self.model = model
-        # oneDNN's kernels for this layout are a quarter faster; the weights decide for all layers.
-        layout = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+        # The weights decide for all layers.
+        layout = memory_format_of(network, device)
         self.network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
         self.data = data
         self.settings = settings
