@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 COHORT := phantoms
 RUN := runs/phantom
+PHANTOM := Phantom_00017
 # Coarse phantoms, so that the demonstration learns within minutes on two cores. At 3 mm there is no
 # resampling to smooth for; and a smoothed Dice tells it not to find an enhancing tumour in every case.
 PHANTOM_OPTIONS := --cases 40 --shape 80 80 52 --spacing 3 --seed 0
@@ -21,16 +22,19 @@ train: $(COHORT)/datalist.json
 	    --output-dir $(RUN) --resume
 
 # The eight phantoms of fold 0, which the network has not seen.
-segment: train
-	$(BIN)/python -m pipeline.infer -m $(RUN) $(COHORT)/datalist.json --fold 0 --output $(RUN)/masks
-	$(BIN)/python -m pipeline.evaluate $(RUN)/masks $(COHORT)/datalist.json --fold 0 --output $(RUN)/scores
+segment: $(RUN)/summary.json
+	$(BIN)/python -m pipeline.infer -m $(RUN) $(COHORT)/datalist.json --fold 0 -o $(RUN)/masks
+	$(BIN)/python -m pipeline.evaluate $(RUN)/masks $(COHORT)/datalist.json --fold 0 -o $(RUN)/scores
 
-# Export, then run the bundle on one phantom as MONAI's users do: without this project's code.
-bundle: train
-	test -d $(RUN)/bundle || $(BIN)/python -m pipeline.export $(RUN) --output $(RUN)/bundle --torchscript --onnx
+# Export, then run the bundle on one phantom as users of MONAI do, with the code that the bundle carries.
+bundle: $(RUN)/summary.json
+	test -d $(RUN)/bundle || $(BIN)/python -m pipeline.export $(RUN) -o $(RUN)/bundle --torchscript --onnx
 	cd $(RUN)/bundle && ../../../$(BIN)/python -m monai.bundle run --config_file configs/inference.json \
-	    $(foreach modality,flair t1 t1ce t2,--$(modality) ../../../$(COHORT)/$(PHANTOM)/$(PHANTOM)_$(modality).nii.gz) \
+	    $(foreach name,flair t1 t1ce t2,--$(name) ../../../$(COHORT)/$(PHANTOM)/$(PHANTOM)_$(name).nii.gz) \
 	    --output_dir ../bundle-masks
+
+$(RUN)/summary.json:
+	$(MAKE) train
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95

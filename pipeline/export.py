@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("export", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, checkpoint or bundle")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make"
+        "-o", "--output-dir", type=Path, required=True, metavar="BUNDLE", help="folder to make"
     )
     parser.add_argument("--torchscript", action="store_true", help="with models/model.ts")
     parser.add_argument("--onnx", action="store_true", help="with models/model.onnx")
@@ -57,7 +57,7 @@ def work(arguments: argparse.Namespace) -> None:
     with unwrapping():
         verification = export_bundle(
             model,
-            arguments.output,
+            arguments.output_dir,
             window=arguments.window,
             overlap=arguments.overlap,
             formats=[name for name in ("torchscript", "onnx") if getattr(arguments, name)],
@@ -66,7 +66,7 @@ def work(arguments: argparse.Namespace) -> None:
             report=print,
         )
     print(
-        f"{arguments.output}: all {verification.num_voxels} voxels of {verification.case} are as "
+        f"{arguments.output_dir}: all {verification.num_voxels} voxels of {verification.case} are as "
         f"the model has them ({', '.join(verification.labels)}); its probabilities to "
         f"{verification.probability_difference:.1e}."
     )

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="a run's folder, a checkpoint or a bundle; several make an ensemble",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    parser.add_argument("-o", "--output-dir", type=Path, required=True, metavar="OUT")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace masks in OUT that were made otherwise"
@@ -123,7 +123,7 @@ def _segment(
     from pipeline.inference.session import announce, segment_cases
     from pipeline.signals import StopRequest
 
-    folder = arguments.output
+    folder = arguments.output_dir
     with locked_folder(folder), open_log(folder), StopRequest() as stop:
         sweep_temporaries(folder)
         segmenter = Segmenter(
