@@ -66,8 +66,8 @@ def work(arguments: argparse.Namespace) -> None:
             report=print,
         )
     print(
-        f"{arguments.output_dir}: all {verification.num_voxels} voxels of {verification.case} are as "
-        f"the model has them ({', '.join(verification.labels)}); its probabilities to "
+        f"{arguments.output_dir}: all {verification.num_voxels} voxels of {verification.case} are "
+        f"as the model has them ({', '.join(verification.labels)}); its probabilities to "
         f"{verification.probability_difference:.1e}."
     )
     for file, num_ties in verification.ties.items():

@@ -218,6 +218,33 @@ def test_a_missing_modality_is_named(
     assert "t1ce" in capsys.readouterr().err
 
 
+def test_one_file_with_all_modalities_or_too_few(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = cohort.parent / "case_001"
+    volumes = [
+        np.asarray(nib.load(folder / f"case_001_{name}.nii.gz").dataobj) for name in MODALITIES
+    ]
+    entries = []
+    for count in (4, 3):
+        save_nifti(cohort.parent / f"{count}.nii.gz", np.stack(volumes[:count], axis=-1), AFFINE)
+        entries.append({"case": f"with_{count}", "image": f"{count}.nii.gz"})
+    listed = write_datalist(cohort.parent / "files.json", {"testing": entries})
+    assert infer(listed, model=model, out=tmp_path / "out") == 3
+    message = capsys.readouterr().err
+    assert "with_3: modalities: expected 4 volumes (flair, t1, t1ce, t2); found 3" in message
+    assert masks_in(tmp_path / "out") == ["with_4_seg.nii.gz"]
+    infer(cohort, "--cases", "case_001", model=model, out=tmp_path / "files")
+    found, expected = (
+        np.asarray(nib.load(path).dataobj)
+        for path in (
+            tmp_path / "out" / "with_4_seg.nii.gz",
+            tmp_path / "files" / "case_001_seg.nii.gz",
+        )
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_different_grids_are_refused_and_resampled_on_request(
     cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

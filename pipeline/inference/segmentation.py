@@ -19,7 +19,7 @@ from pipeline.data.datalist import Case, region_classes_of
 from pipeline.data.loading import LoadCase
 from pipeline.data.nifti import write_volume
 from pipeline.data.prediction_files import PROBABILITIES, map_path, mask_path
-from pipeline.errors import SettingsError
+from pipeline.errors import DataError, Problem, SettingsError
 from pipeline.inference.cleaning import MM3_PER_ML, clean_classes
 from pipeline.inference.forecast import forecast
 from pipeline.inference.predictor import Predictor
@@ -126,6 +126,7 @@ class Segmenter:
         """
         seconds = _Stopwatch()
         item = self.load(case)
+        self._require_modalities(item)
         affine = item["image"].affine.numpy()
         spacing_mm = voxel_sizes(affine)
         seconds.note("reading")
@@ -161,6 +162,21 @@ class Segmenter:
         }
         write_record(self.folder, case.id, record)
         return record
+
+    def _require_modalities(self, item: Mapping[str, Any]) -> None:
+        """Refuse a single file that does not hold one volume for each modality."""
+        expected = self.models[0].header["modality"]
+        if len(item["image"]) != len(expected):
+            raise DataError.of(
+                Problem(
+                    case=item["case"],
+                    kind="modalities",
+                    file="",
+                    expected=f"{len(expected)} volumes ({', '.join(expected)})",
+                    found=f"{len(item['image'])}",
+                    remedy="Write all modalities into the file, in this order.",
+                )
+            )
 
     def _announce(self, prepared: Sequence[Mapping[str, Any]], *, num_voxels: int) -> None:
         """Say once what is going to be needed, when the first case tells how large cases are."""
