@@ -256,8 +256,20 @@ def build_settings(*layers: Mapping[str, Any]) -> Settings:
     """
     values: dict[str, Any] = {}
     for layer in layers:
-        values = merge(values, layer)
+        values = merge(_without_foreign_settings(values, layer), layer)
     return _validated(Settings, values)
+
+
+def _without_foreign_settings(
+    values: Mapping[str, Any], layer: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Drop the settings of a network that `layer` replaces by another: they are not that one's."""
+    before, after = values.get("network"), layer.get("network")
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return values
+    if after.get("name", before.get("name")) == before.get("name"):
+        return values
+    return {**values, "network": {name: before[name] for name in before if name != "settings"}}
 
 
 def build_inference_settings(values: Mapping[str, Any]) -> InferenceSettings:

@@ -221,3 +221,14 @@ def test_a_resumed_run_may_not_become_another_one() -> None:
     message = r"these differ: seed: 0 -> 1; training.batch_size: 1 -> 2\. Leave them out"
     with pytest.raises(SettingsError, match=message):
         resumed(Settings(), wanted)
+
+
+def test_another_network_does_not_inherit_the_settings_of_the_one_it_replaces() -> None:
+    quick = preset("quick")
+    assert build_settings(quick).network.settings
+    other = build_settings(quick, {"network": {"name": "SegResNet"}}).network
+    assert (other.name, other.settings) == ("SegResNet", {})
+    layer = {"network": {"name": "SegResNet", "settings": {"init_filters": 8}}}
+    assert build_settings(quick, layer).network.settings == {"init_filters": 8}
+    same = build_settings(quick, {"network": {"name": "UNet3D", "settings": {"dropout": 0.5}}})
+    assert same.network.settings == {**quick["network"]["settings"], "dropout": 0.5}

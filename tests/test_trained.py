@@ -11,6 +11,7 @@ import torch
 from conftest import LABELS
 from models import HEADER, ROW, UNET, save_model
 
+from pipeline.config import build_settings
 from pipeline.errors import DataError
 from pipeline.model.checkpoint import require_same_labels
 from pipeline.model.trained import load_model, require_alike, subject_digest
@@ -113,3 +114,10 @@ def test_labels_must_be_the_same_but_not_their_values() -> None:
     swapped = {"labels": dict(reversed(LABELS.items()))}
     with pytest.raises(DataError, match=r"expected the checkpoint's labels \['background', 'nec"):
         require_same_labels(swapped, HEADER)
+
+
+def test_settings_that_came_later_have_their_defaults(tmp_path: Path) -> None:
+    settings = build_settings().model_dump(mode="json")
+    del settings["training"]["dice_smoothing"]
+    model = load_model(save_model(tmp_path, settings=settings))
+    assert model.settings == build_settings().model_dump(mode="json")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from networks import build_network
+from pipeline.config import build_settings
 from pipeline.data.datalist import region_classes_of
 from pipeline.errors import DataError, Problem
 from pipeline.model.bundle_files import is_bundle, read_bundle
@@ -127,7 +128,8 @@ def load_model(path: Path) -> TrainedModel:
         network=content["network"],
         preprocessing=content["preprocessing"],
         header=content["header"],
-        settings=content["settings"],
+        # Settings that came later have their defaults.
+        settings=build_settings(content["settings"]).model_dump(mode="json"),
         scores=_scores(content["progress"]["counters"]),
         versions=content["versions"],
         # Checkpoints of the first version do not have it.
