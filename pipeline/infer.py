@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.model.trained import TrainedModel
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
+WHOLE = "whole"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,9 +69,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     settings = parser.add_argument_group("how (stored with the masks)")
     settings.add_argument(
         "--window",
-        nargs="+",
-        metavar="N",
-        help="sliding window, one edge in voxels or X Y Z; or 'whole'; default: as memory allows",
+        metavar="N[,N,N]",
+        help="sliding window in voxels, as 96 or 96,96,64; or 'whole'; default: as memory allows",
     )
     settings.add_argument("--overlap", type=float, help="of windows, 0 to 1 (default: 0.5)")
     settings.add_argument("--tta", action="store_true", help="mean over all mirrorings")
@@ -160,20 +160,25 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "resample_to": arguments.resample_to,
     }
     said = {name: value for name, value in values.items() if value is not None}
-    return said | ({"window": None} if arguments.window == ["whole"] else {})
+    return said | ({"window": None} if arguments.window == WHOLE else {})
 
 
-def _window(words: list[str] | None) -> list[int] | None:
+def _window(text: str | None) -> list[int] | None:
     from pipeline.errors import SettingsError
 
-    if words is None or words == ["whole"]:
+    if text is None or text == WHOLE:
         return None
-    if len(words) not in (1, 3) or not all(word.isdecimal() for word in words):
+    words = text.split(",")
+    if len(words) not in (1, 3) or not all(map(_is_edge, words)):
         raise SettingsError(
-            f"--window: expected one number of voxels, three, or 'whole'; found {' '.join(words)}"
+            f"--window: expected a number of voxels, three with commas, or '{WHOLE}'; found {text}"
         )
     edges = [int(word) for word in words]
     return edges * 3 if len(edges) == 1 else edges
+
+
+def _is_edge(word: str) -> bool:
+    return word.isdecimal() and int(word) > 0
 
 
 def _datalist(arguments: argparse.Namespace) -> DataList | None:

@@ -50,11 +50,13 @@ def forecast(
 def _pass_in_words(member: Member, image: torch.Tensor) -> str:
     window = member.window_for(image)
     size = image.shape[1:] if window is None else window
-    needed = predict_forward_bytes(member.network, image_shape=(1, image.shape[0], *size))
+    forward = predict_forward_bytes(member.network, image_shape=(1, image.shape[0], *size))
+    beside = member.bytes_afterwards(image)
     how = "in one pass" if window is None else f"in windows of {_times(window)}"
+    least, most = (forward + beside) / 1e9, (SAFETY * forward + beside) / 1e9
     return (
         f"{member.model.name}: {_times(image.shape[1:])} voxels {how}, "
-        f"{needed / 1e9:.1f} to {SAFETY * needed / 1e9:.1f} GB of memory of "
+        f"{least:.1f} to {most:.1f} GB of memory of "
         f"{free_bytes(member.device) / 1e9:.1f} GB free"
     )
 

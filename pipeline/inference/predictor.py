@@ -92,10 +92,10 @@ class Member:
             self.network,
             image_shape=(1, *image.shape),
             divisor=self.model.preprocessing["divisor"],
-            free_bytes=free_bytes(self.device) - self._bytes_afterwards(image),
+            free_bytes=free_bytes(self.device) - self.bytes_afterwards(image),
         )
 
-    def _bytes_afterwards(self, image: torch.Tensor) -> int:
+    def bytes_afterwards(self, image: torch.Tensor) -> int:
         """Return what the way back to the case's own grid takes beside, where that is memory."""
         if self.device.type != "cpu" or not isinstance(image, MetaTensor):
             return 0
