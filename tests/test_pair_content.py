@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import AFFINE, LABELS, SHAPE, CaseFactory, nested_label, save_nifti
+from image_files import save_itk
 from prediction_files import (
     classes_of,
     probabilities_of,
@@ -23,6 +24,7 @@ from pipeline.evaluation.pairs import find_pairs
 
 # Half precision and float32 headers round.
 FLOAT32 = 1e-6
+LABEL_VALUES = np.array(tuple(LABELS.values()), dtype=np.int16)
 
 
 @pytest.fixture
@@ -57,6 +59,13 @@ def test_class_indices_spacing_and_volume(folder: Path, case: Case) -> None:
     assert (content.num_classes, content.probabilities) == (4, None)
     assert content.spacing_mm == pytest.approx((1.2, 0.9, 2.5), abs=FLOAT32)
     assert content.voxel_ml == pytest.approx(1.2 * 0.9 * 2.5 / 1000, abs=FLOAT32)
+
+
+def test_a_reference_in_another_format(folder: Path, case: Case, tmp_path: Path) -> None:
+    path = save_itk(tmp_path / "reference.nrrd", LABEL_VALUES[nested_label(SHAPE)], AFFINE)
+    write_prediction(folder, case.id)
+    content = read(folder, replace(case, label=path))
+    np.testing.assert_array_equal(content.reference, nested_label(SHAPE))
 
 
 def test_a_sheared_voxel_has_the_volume_of_its_determinant(

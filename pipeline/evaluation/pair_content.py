@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 from pipeline.data.case_checks import Expectations, check_label_values
 from pipeline.data.content import CaseContent, ImageFile, grid_problems, with_case
 from pipeline.data.datalist import Case
-from pipeline.data.nifti import read_volume
+from pipeline.data.images import read_image
 from pipeline.errors import DataError, Problem
 from pipeline.evaluation.pairs import Pair
 from pipeline.evaluation.provenance import Provenance, read_provenance
@@ -120,7 +120,7 @@ def _name(path: Path) -> str:
 
 def _read(path: Path, *, name: str, dtype: DTypeLike, channels: bool = False) -> ImageFile:
     try:
-        volume, affine = read_volume(path, dtype=dtype, channels=channels)
+        volume, affine = read_image(path, dtype=dtype, channels=channels)
     except DataError as error:
         raise DataError.of(*(replace(problem, file=name) for problem in error.problems)) from error
     return ImageFile(name, volume, affine)
