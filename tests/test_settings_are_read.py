@@ -29,7 +29,6 @@ RECEIVERS: dict[str, tuple[Callable[..., object], set[str]]] = {
             "augmentation",
             "seed",
             "batch_size",
-            "foresight",
         },
     ),
 }
