@@ -140,6 +140,30 @@ def test_masks_made_otherwise_are_not_replaced_unasked(
     assert (out / "case_000_seg.nii.gz").read_bytes() != before
 
 
+def test_no_map_of_another_model_stays_beside_a_new_mask(
+    cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ("--cases", "case_000")
+    infer(cohort, *options, "--probabilities", model=model, out=out)
+    (out / "case_000_notes.txt").write_text("mine")
+    other = save_model(tmp_path / "other", seed=5)
+    assert infer(cohort, *options, "--overwrite", model=other, out=out) == 0
+    names = sorted(path.name for path in out.glob("case_000*"))
+    assert names == ["case_000.json", "case_000_notes.txt", "case_000_seg.nii.gz"]
+
+
+def test_volumes_are_those_of_sheared_voxels(model: Path, tmp_path: Path) -> None:
+    sheared = AFFINE.copy()
+    sheared[0, 1] = 0.5  # makes the second axis longer, and no voxel larger
+    case = make_case(tmp_path, "sheared", affine=sheared)
+    assert infer(case.images[0].parent, model=model, out=tmp_path / "out") == 0
+    mask = np.asarray(nib.load(tmp_path / "out" / "sheared_seg.nii.gz").dataobj)
+    expected = np.count_nonzero(mask) * 1.2 * 0.9 * 2.5 / 1000
+    found = record_of(tmp_path / "out", "sheared")["volumes_ml"]["WT"]
+    assert found == pytest.approx(expected, abs=1e-5)  # the header's float32
+
+
 def test_masks_of_somebody_else_are_not_replaced_unasked(
     cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,18 @@ def write_record(folder: Path, case: str, record: Mapping[str, Any]) -> None:
     replace_file(record_path(folder, case), json_bytes(dict(record)))
 
 
+def remove_outdated(folder: Path, case: str, *, kept: Iterable[str]) -> None:
+    """Remove what an earlier record of the case names and a new one does not.
+
+    Probabilities of one model beside the mask of another would be taken for its own.
+    """
+    record = _stored_record(folder, case)
+    outputs = {} if record is None else record["outputs"]
+    for name in set(outputs) - set(kept):
+        if name.startswith(case) and name == Path(name).name:
+            (folder / name).unlink(missing_ok=True)
+
+
 def digest_of(value: Any) -> str:
     """Return the SHA-256 of a JSON value."""
     return hashlib.sha256(json_bytes(value)).hexdigest()
@@ -79,19 +91,28 @@ def finished_record(folder: Path, case: str, origin: Mapping[str, Any]) -> dict[
 
     A record that cannot be read means that the case is not known to be finished.
     """
+    record = _stored_record(folder, case)
+    if record is None or any(record.get(key) != origin[key] for key in origin):
+        return None
+    whole = mask_path(folder, case).name in record["outputs"] and all(
+        (folder / name).is_file() and file_digest(folder / name) == digest
+        for name, digest in record["outputs"].items()
+    )
+    return record if whole else None
+
+
+def _stored_record(folder: Path, case: str) -> dict[str, Any] | None:
+    """Return the record of a case, with its `outputs`; None where there is none that can be used.
+
+    It may be damaged, or somebody else's file of that name.
+    """
     path = record_path(folder, case)
     try:
         record = read_json(path) if path.is_file() else None
     except DataError:
         return None
-    if not isinstance(record, dict) or any(record.get(key) != origin[key] for key in origin):
-        return None
-    outputs = record.get("outputs", {})
-    whole = mask_path(folder, case).name in outputs and all(
-        (folder / name).is_file() and file_digest(folder / name) == digest
-        for name, digest in outputs.items()
-    )
-    return record if whole else None
+    usable = isinstance(record, dict) and isinstance(record.get("outputs"), dict)
+    return record if usable else None
 
 
 def claim_folder(folder: Path, request: Mapping[str, Any], *, overwrite: bool) -> None:

@@ -6,7 +6,6 @@ import logging
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pipeline.errors import DataError, Problem, SettingsError
 from pipeline.inference.cleaning import MM3_PER_ML, clean_classes
 from pipeline.inference.forecast import forecast
 from pipeline.inference.predictor import Predictor
-from pipeline.inference.records import digest_of, outputs_of, write_record
+from pipeline.inference.records import digest_of, outputs_of, remove_outdated, write_record
 from pipeline.inference.uncertainty import UncertaintySum
 from pipeline.model.trained import TrainedModel
 from pipeline.versions import versions_of
@@ -139,7 +138,7 @@ class Segmenter:
         record = {
             "case": case.id,
             "labels": self.labels,
-            "volumes_ml": self._volumes_ml(classes, voxel_volume_ml=prod(spacing_mm) / MM3_PER_ML),
+            "volumes_ml": self._volumes_ml(classes, voxel_volume_ml=_voxel_volume_ml(affine)),
             "grid": {
                 "shape": list(classes.shape),
                 "spacing_mm": [round(float(size), 6) for size in spacing_mm],
@@ -156,10 +155,9 @@ class Segmenter:
             paths += more
         seconds.note("the rest")
         record |= self._provenance(case) | self.origin(inputs)
-        record |= {
-            "outputs": outputs_of(paths),
-            "seconds": seconds.noted,
-        }
+        outputs = outputs_of(paths)
+        record |= {"outputs": outputs, "seconds": seconds.noted}
+        remove_outdated(self.folder, case.id, kept=outputs)
         write_record(self.folder, case.id, record)
         return record
 
@@ -225,7 +223,7 @@ class Segmenter:
         for sample in samples:
             total.add(sample)
         entropy, mutual_information = total.maps()
-        voxel_volume_ml = prod(voxel_sizes(affine)) / MM3_PER_ML
+        voxel_volume_ml = _voxel_volume_ml(affine)
         paths = [
             self._write_maps(case, "entropy", entropy, affine),
             self._write_maps(case, "mutual_information", mutual_information, affine),
@@ -251,6 +249,11 @@ class Segmenter:
             "device": self.device.type,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
+
+
+def _voxel_volume_ml(affine: np.ndarray) -> float:
+    """Return the volume of a voxel, which in a sheared grid is less than its edges' product."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / MM3_PER_ML
 
 
 class _Stopwatch:
