@@ -2,17 +2,21 @@
 
 Read every file of a data list to its end and report everything that is wrong, in one table, before
 any computing time is spent. Exit code 0 if there is no error (warnings alone are none), else 3.
+With --digests FILE, cases that were read and found good are not read again until they change.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import add_list_argument, main_of, new_parser
+
+if TYPE_CHECKING:
+    from pipeline.errors import Problem
 
 DEFAULT_PRESET = "original"
 
@@ -34,7 +38,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=("X0", "X1", "Y0", "Y1", "Z0", "Z1"),
         help="voxels to be removed at the ends of X, Y and Z instead; the article's: 8 8 8 8 6 5",
     )
+    parser.add_argument(
+        "--mask-nonfinite",
+        action="store_true",
+        help="accept voxels that are NaN or infinite, as 0, with a warning",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the problems as JSON too")
+    parser.add_argument(
+        "--digests", type=Path, metavar="FILE", help="remember here what was read and found good"
+    )
+    parser.add_argument(
+        "--recheck", action="store_true", help="read everything, whatever --digests remembers"
+    )
     parser.add_argument("--workers", type=_positive, metavar="N", help="cases checked at a time")
     return parser
 
@@ -43,16 +58,27 @@ def work(arguments: argparse.Namespace) -> None:
     """Check the data list and print the table; DataError if there is an error."""
     from pipeline.data.checking import check_visibly, raise_if_errors, summary_of
     from pipeline.data.datalist import read_datalist
-    from pipeline.data.files import replace_file
-    from pipeline.data.json_files import json_bytes
+    from pipeline.errors import DataError
 
+    _refuse_contradictions(arguments)
     margins = _margins(arguments)
-    datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
-    problems = check_visibly(datalist, border_crop=margins, num_workers=arguments.workers)
-    if arguments.json is not None:
-        listed = [problem.to_dict() for problem in problems]
-        summary = summary_of(datalist, problems)
-        replace_file(arguments.json, json_bytes({"summary": summary, "problems": listed}))
+    try:
+        datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
+    except DataError as error:
+        # Nothing can be said about the cases of a list that cannot be read.
+        summary = {"list": arguments.list.name, "cases": None, "files": None}
+        errors = {"errors": len(error.problems), "warnings": 0, "cases_with_errors": None}
+        _write_json(arguments.json, summary | errors, error.problems)
+        raise
+    problems = check_visibly(
+        datalist,
+        border_crop=margins,
+        mask_nonfinite=arguments.mask_nonfinite,
+        num_workers=arguments.workers,
+        digests=arguments.digests,
+        recheck=arguments.recheck,
+    )
+    _write_json(arguments.json, summary_of(datalist, problems), problems)
     print(raise_if_errors(datalist, problems))
 
 
@@ -66,6 +92,30 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
     return number
+
+
+def _refuse_contradictions(arguments: argparse.Namespace) -> None:
+    """Raise SettingsError for options that make no sense together, before anything is read."""
+    from pipeline.errors import SettingsError
+
+    if arguments.recheck and arguments.digests is None:
+        raise SettingsError("--recheck: expected --digests FILE too; found nothing to write anew.")
+    files = {"LIST": arguments.list, "--json": arguments.json, "--digests": arguments.digests}
+    option_of: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is not None:
+            other = option_of.setdefault(path.resolve(), option)
+            if other != option:
+                raise SettingsError(f"{option}: expected a file of its own; found that of {other}.")
+
+
+def _write_json(path: Path | None, summary: dict[str, Any], problems: Iterable[Problem]) -> None:
+    from pipeline.data.files import replace_file
+    from pipeline.data.json_files import json_bytes
+
+    if path is not None:
+        listed = [problem.to_dict() for problem in problems]
+        replace_file(path, json_bytes({"summary": summary, "problems": listed}))
 
 
 def _margins(arguments: argparse.Namespace) -> Any:

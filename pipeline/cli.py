@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import (
+    NO_SPACE,
     DataError,
     NumericalError,
     PipelineError,
@@ -20,6 +23,7 @@ from pipeline.errors import (
     RunStopped,
     SettingsError,
 )
+from pipeline.signals import Interrupted, raised_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,16 +87,15 @@ def open_log(folder: Path) -> Iterator[None]:
     """Send what the project reports to the screen and, with times, to `log.txt` in `folder`.
 
     A symbolic link planted under that name is replaced, not followed.
+
+    Raises:
+        ResourceError: The file cannot be opened; within, also where a line cannot be written.
     """
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     project = logging.getLogger("pipeline")
     screen = logging.StreamHandler(sys.stdout)
-    path = folder / LOG_NAME
-    if path.is_symlink():
-        path.unlink()
-    file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file = _LogFile(folder / LOG_NAME)
     previous = project.level
     project.setLevel(logging.INFO)
     for handler in (screen, file):
@@ -101,9 +104,11 @@ def open_log(folder: Path) -> Iterator[None]:
         # A line must not land in the middle of a progress bar.
         with logging_redirect_tqdm([project]):
             yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         text = f"{type(error).__name__}: {error}"
-        file.handle(project.makeRecord(project.name, logging.ERROR, "", 0, text, (), None))
+        # Where this line does not fit on the disk either, `error` is still what is to be told.
+        with suppress(ResourceError):
+            file.handle(project.makeRecord(project.name, logging.ERROR, "", 0, text, (), None))
         raise
     finally:
         project.setLevel(previous)
@@ -112,20 +117,90 @@ def open_log(folder: Path) -> Iterator[None]:
             handler.close()
 
 
+class _LogFile(logging.Handler):
+    """Appends to a file: a line is there whole, or `ResourceError` is raised.
+
+    `logging.FileHandler` prints a traceback for each line that the disk has no room for, goes on,
+    and follows links.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.name_shown = path.name
+        try:
+            if path.is_symlink():
+                path.unlink()
+            # Without O_NONBLOCK, a pipe planted under this name would hold the command up.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            self.descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise self._error(error) from error
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            os.close(self.descriptor)
+            raise ResourceError(f"{path.name}: expected a file; found a device. Remove it.")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        content = f"{self.format(record)}\n".encode("utf-8", errors="backslashreplace")
+        num_before = os.fstat(self.descriptor).st_size
+        try:
+            while content:
+                content = content[os.write(self.descriptor, content) :]
+        except OSError as error:
+            os.ftruncate(self.descriptor, num_before)
+            raise self._error(error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.descriptor)
+        super().close()
+
+    def _error(self, error: OSError) -> ResourceError:
+        return ResourceError(f"{self.name_shown}: cannot be written: {_reason(error)}.")
+
+
 def run_verb(work: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Call `work(arguments)` and turn its outcome into an exit code, with one readable message.
 
-    A bug of ours (any exception outside the family) is not swallowed: it shows its traceback and
-    ends with 1.
+    A signal ends it with `RESUMABLE`: what a verb writes is there whole or not at all, so that the
+    command can be repeated; what is finished then, depends on the verb. A bug of ours (any other
+    exception outside the family) is not swallowed: it shows its traceback and ends with 1.
     """
     try:
-        work(arguments)
-    except PipelineError as error:
+        with raised_signals():
+            work(arguments)
+    except (PipelineError, KeyboardInterrupt, MemoryError, OSError) as error:
+        told = _told(error)
+        if told is None:
+            raise
         if arguments.debug:
             traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return EXIT_CODES[type(error)]
+        print(f"{type(told).__name__}: {told}", file=sys.stderr)
+        return EXIT_CODES[type(told)]
     return ExitCode.DONE
+
+
+def _told(error: BaseException) -> PipelineError | None:
+    """Return what the user is told of `error`; None where it is a bug of ours."""
+    if isinstance(error, PipelineError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        name = error.signal_name if isinstance(error, Interrupted) else "Ctrl-C"
+        return RunStopped(f"stopped by {name}; no file is half-written. Repeat the command.")
+    if isinstance(error, MemoryError):
+        return ResourceError("out of memory. End other programs, or use a machine with more.")
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        name = Path(error.filename).name if error.filename else "a file"
+        return ResourceError(f"{name}: {_reason(error)}.")
+    return None
+
+
+def _reason(error: OSError) -> str:
+    """Return why a file cannot be written, in words, with a remedy."""
+    if error.errno in NO_SPACE:
+        return "the disk is full. Free some space or choose another folder"
+    return f"{error.strerror}. Choose a folder that can be written to"
 
 
 def main_of(

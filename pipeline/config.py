@@ -111,6 +111,7 @@ class LoadingSettings(Stage):
         0.5, ge=0, le=1, description="share of the free memory that cached cases may take"
     )
     num_workers: int = Field(0, ge=0, description="processes that augment beside the training")
+    mask_nonfinite: bool = Field(False, description="NaN and infinite voxels are taken for 0")
 
 
 class Settings(Stage):
@@ -148,6 +149,7 @@ class InferenceSettings(Stage):
     resample_to: str | None = Field(
         None, description="modality whose grid the others are brought to, if they differ"
     )
+    mask_nonfinite: bool = Field(False, description="NaN and infinite voxels are taken for 0")
 
 
 # "original" is the article to the letter, so it changes nothing in the defaults above.
@@ -311,7 +313,13 @@ def _value_of(settings: Settings, key: str) -> object:
 
 
 # What may differ in a resumed run: more epochs, and what has no effect on the numbers.
-CHANGEABLE_ON_RESUME = ("training.max_epochs", "loading.", "checkpoint.", "validation.num_pictures")
+CHANGEABLE_ON_RESUME = (
+    "training.max_epochs",
+    "loading.cache_memory_fraction",
+    "loading.num_workers",
+    "checkpoint.",
+    "validation.num_pictures",
+)
 
 
 def resumed(stored: Settings, wanted: Settings) -> Settings:

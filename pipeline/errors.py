@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk, a quota or the limit on the size of files is exhausted."""
 
 
 @dataclass(frozen=True, order=True)
@@ -23,6 +27,11 @@ class Problem:
     found: str
     remedy: str
     severity: Literal["error", "warning"] = "error"
+
+    def __post_init__(self) -> None:
+        """Escape what a stranger's file could steer a terminal with, or what cannot be encoded."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, _printable(getattr(self, field.name)))
 
     def __str__(self) -> str:
         where = f"{self.case}, {self.file}" if self.file else self.case
@@ -64,6 +73,15 @@ class NumericalError(PipelineError):
 
 class RunStopped(PipelineError):  # noqa: N818 - not an error of anybody's: a signal asked for it
     """A signal stopped the run after its state was saved; it can be resumed."""
+
+
+def _printable(text: str) -> str:
+    """Return `text` with all but its printable characters and ends of lines escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text
+    )
 
 
 @contextmanager

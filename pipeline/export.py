@@ -49,6 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(arguments: argparse.Namespace) -> None:
     """Export as the command line says, and print what was proven."""
+    from pipeline.data.files import require_writable
+
+    require_writable(arguments.output_dir.parent)  # before the seconds that importing torch takes
     from pipeline.bundle.export import export_bundle
     from pipeline.errors import unwrapping
     from pipeline.model.trained import load_model

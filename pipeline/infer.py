@@ -85,12 +85,18 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--min-et-ml", type=float, metavar="ML", help="a smaller enhancing tumour becomes core"
     )
     settings.add_argument(
+        "--mask-nonfinite", action="store_true", help="take voxels that are NaN or infinite for 0"
+    )
+    settings.add_argument(
         "--resample-to", metavar="MODALITY", help="bring the others to its grid if grids differ"
     )
 
 
 def work(arguments: argparse.Namespace) -> None:
     """Segment the cases that the command line names."""
+    from pipeline.data.files import require_writable
+
+    require_writable(arguments.output_dir)  # before the seconds that importing torch takes
     from pipeline.config import build_inference_settings
     from pipeline.model.device import choose_device
     from pipeline.model.trained import load_model, require_alike
@@ -158,6 +164,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "largest_component": arguments.largest_component,
         "min_et_volume_ml": arguments.min_et_ml,
         "resample_to": arguments.resample_to,
+        "mask_nonfinite": arguments.mask_nonfinite,
     }
     said = {name: value for name, value in values.items() if value is not None}
     return said | ({"window": None} if arguments.window == WHOLE else {})

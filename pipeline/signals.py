@@ -3,9 +3,55 @@
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ends the command: temporary files are removed on its way, and nobody holds it up.
+
+    Like Ctrl-C, which it stands for too, it is no `Exception`.
+    """
+
+    def __init__(self, signal_name: str) -> None:
+        super().__init__(signal_name)
+        self.signal_name = signal_name
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """Let SIGTERM, SIGINT and SIGUSR1 raise `Interrupted`, so that what was begun is cleaned up.
+
+    By default SIGTERM ends a process on the spot, and its temporary folders and children stay. A
+    second signal still has that effect. What the caller ignores stays ignored (`nohup`, jobs in
+    the background). In a thread other than the main one, Python allows no handlers: nothing is
+    changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handled = [number for number in STOP_SIGNALS if previous[number] is not signal.SIG_IGN]
+
+    def restore() -> None:
+        for number in handled:
+            signal.signal(number, previous[number])
+
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        restore()
+        raise Interrupted(signal.Signals(number).name)
+
+    try:
+        for number in handled:
+            signal.signal(number, interrupt)
+        yield
+    finally:
+        restore()
 
 
 class StopRequest:

@@ -1,9 +1,10 @@
 """python -m pipeline.train LIST [--preset original] [--output-dir DIR] [--resume] ...
 
 Train the network on the cases of a data list, validate it, and keep the best and the last state.
-The list is checked first; the run folder then holds settings.json, best.pt, last.pt, metrics.csv,
-log.txt and TensorBoard's files. SIGTERM, SIGINT and SIGUSR1 end it after the iteration, with its
-state saved; the same command with --resume goes on, and gives the same result to the last bit.
+The list is checked first; the run folder then holds settings.json, best.pt, last.pt, the one before
+it (last.previous.pt), metrics.csv, log.txt and TensorBoard's files. SIGTERM, SIGINT and SIGUSR1 end
+it after the iteration, with its state saved, or at once before the first one. The same command with
+--resume goes on from the newest whole checkpoint, and gives the same result to the last bit.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a checkpoint, or the article's model2.h5, to start from; a resumed run has its own",
     )
+    parser.add_argument(
+        "--mask-nonfinite", action="store_true", help="take voxels that are NaN or infinite for 0"
+    )
+    parser.add_argument(
+        "--digests", type=Path, metavar="FILE", help="as of check: remember what was found good"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     return parser
 
@@ -57,26 +64,35 @@ def work(arguments: argparse.Namespace) -> None:
     from pipeline.data.lock import locked_folder
     from pipeline.errors import unwrapping
     from pipeline.model.device import choose_device
-    from pipeline.training.start import finished_progress, stored_state, train
+    from pipeline.training.room import require_usable
+    from pipeline.training.start import train
+    from pipeline.training.stored import finished_progress, stored_state
     from pipeline.training.summary import print_summary, write_summary
 
     folder = arguments.output_dir
     device = choose_device(arguments.device)
+    require_usable(folder)
     datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
     state = stored_state(folder, resume=arguments.resume)
     if arguments.resume and state is None:
         print(f"There is no checkpoint to resume from in {folder}: the run starts anew.")
-    settings = _settings(arguments, None if state is None else state["settings"])
+    settings = _settings(arguments, None if state is None else state.content["settings"])
     progress = finished_progress(
         state,
         max_epochs=settings.training.max_epochs,
         early_stopping=settings.training.early_stopping,
     )
-    if progress is not None:
+    # Where `last` is damaged, it is written anew from the checkpoint that is whole.
+    if state is not None and progress is not None and not state.remark:
         print("This run is finished; there is nothing left to train.")
         print_summary(write_summary(progress, folder), folder, console())
         return
-    problems = check_visibly(datalist, border_crop=settings.preprocessing.border_crop)
+    problems = check_visibly(
+        datalist,
+        border_crop=settings.preprocessing.border_crop,
+        mask_nonfinite=settings.loading.mask_nonfinite,
+        digests=arguments.digests,
+    )
     print(raise_if_errors(datalist, problems))
     with locked_folder(folder), open_log(folder), unwrapping():
         progress = train(
@@ -94,7 +110,7 @@ def work(arguments: argparse.Namespace) -> None:
 def _settings(arguments: argparse.Namespace, stored: dict[str, Any] | None) -> Settings:
     from pipeline.config import build_settings, parse_assignments, preset, read_config, resumed
 
-    layers = [
+    layers: list[dict[str, Any]] = [
         read_config(arguments.config) if arguments.config else {},
         parse_assignments(arguments.assignments),
         {
@@ -102,6 +118,7 @@ def _settings(arguments: argparse.Namespace, stored: dict[str, Any] | None) -> S
             for name, value in (("fold", arguments.fold), ("seed", arguments.seed))
             if value is not None
         },
+        {"loading": {"mask_nonfinite": True}} if arguments.mask_nonfinite else {},
     ]
     if stored is None:
         return build_settings(preset(arguments.preset or DEFAULT_PRESET), *layers)

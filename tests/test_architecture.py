@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 ROWS: list[list[str]] = [
     ["transforms"],
     ["networks"],
-    ["pipeline.errors"],
-    ["pipeline.config", "pipeline.cli", "pipeline.signals", "pipeline.versions"],
+    ["pipeline.errors", "pipeline.signals"],
+    ["pipeline.config", "pipeline.cli", "pipeline.versions"],
     ["pipeline.data"],
     ["pipeline.model"],
     ["pipeline.inference", "pipeline.evaluation"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +93,12 @@ def test_only_the_cached_cases_are_prepared_once() -> None:
 def test_cached_tensors_are_handed_out_without_a_copy() -> None:
     dataset = build_cache([0], transform=CountingLoad(), num_cached=1, progress=False)
     assert dataset[0]["image"].data_ptr() == dataset[0]["image"].data_ptr()
+
+
+def test_a_cache_can_be_sent_to_workers_that_are_not_forked() -> None:
+    dataset = build_cache([3, 4], transform=CountingLoad(), num_cached=1, progress=False)
+    copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - made in the line above
+    assert [float(copy[index]["image"]) for index in range(2)] == [3.0, 4.0]
 
 
 def test_filling_the_cache_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

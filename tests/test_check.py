@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from conftest import MODALITIES, SHAPE, CohortFactory, save_nifti, write_datalis
 
 from pipeline import check
 from pipeline.cli import ExitCode
+from pipeline.data.checking import check_visibly
 from pipeline.data.datalist import read_datalist
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,6 +159,90 @@ def test_no_workers_is_refused(
     with pytest.raises(SystemExit, match="2"):
         run(cohort_factory(num_cases=1), "--workers", "0")
     assert "expected at least 1, found 0" in capsys.readouterr().err
+
+
+def test_non_finite_voxels_are_accepted_on_request(
+    cohort_factory: CohortFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = cohort_factory(num_cases=1, num_folds=None)
+    volume = np.ones(SHAPE, dtype=np.float32)
+    volume[2, 2, :4] = np.nan
+    save_nifti(read_datalist(path).training[0].images[1], volume)
+    assert run(path) == ExitCode.DATA
+    assert "--mask-nonfinite" in capsys.readouterr().out
+    assert run(path, "--mask-nonfinite") == ExitCode.DONE
+    output = capsys.readouterr().out
+    assert "found 4 of 1680 voxels" in output  # the table breaks the line after it
+    assert output.splitlines()[-1] == "1 cases: 0 errors, 1 warnings"
+
+
+def test_digests_save_reading_and_change_no_result(
+    cohort_factory: CohortFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pipeline.data.file_state.SETTLED_NS", 0)
+    path = cohort_factory(num_cases=4)
+    spoil(path)
+    digests = ("--digests", str(tmp_path / "digests.json"))
+    written = []
+    for index, options in enumerate([(), digests, digests, (*digests, "--recheck")]):
+        target = tmp_path / f"{index}.json"
+        assert run(path, "--json", str(target), *options) == ExitCode.DATA
+        written.append(target.read_bytes())
+    assert written == [written[0]] * 4
+    lines = capsys.readouterr().out.splitlines()
+    # The second case is damaged, and so is read each time.
+    said = [line for line in lines if line.endswith("cases are as they were when they were read")]
+    assert [line.split()[0] for line in said] == ["0", "3", "0"]
+
+
+def test_a_digest_file_that_is_not_believed_is_told(
+    cohort_factory: CohortFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "digests.json").write_text("{}")
+    assert run(cohort_factory(num_cases=1), "--digests", str(tmp_path / "digests.json")) == 0
+    assert "digests.json is not believed: expected the format" in capsys.readouterr().out
+
+
+def test_an_interruption_keeps_what_was_read(
+    cohort_factory: CohortFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.file_state.SETTLED_NS", 0)
+    datalist = read_datalist(cohort_factory(num_cases=3))
+    path = tmp_path / "digests.json"
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("after the first case")
+
+    monkeypatch.setattr("rich.progress.Progress.advance", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="after the first case"):
+        check_visibly(datalist, border_crop=None, num_workers=1, digests=path)
+    assert "case_000" in json.loads(path.read_text())["cases"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--recheck"], "expected --digests FILE too"),
+        (["--json", "LIST"], "--json: expected a file of its own; found that of LIST"),
+        (["--digests", "LIST"], "--digests: expected a file of its own; found that of LIST"),
+        (["--json", "new", "--digests", "new"], "--digests: .* found that of --json"),
+    ],
+)
+def test_options_that_would_harm_each_other(
+    cohort_factory: CohortFactory,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+) -> None:
+    """A list that its own check overwrites is lost."""
+    path = cohort_factory(num_cases=1)
+    content = path.read_bytes()
+    assert run(path, *[str(path) if word == "LIST" else word for word in options]) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert path.read_bytes() == content
 
 
 def test_json_that_cannot_be_written(

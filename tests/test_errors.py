@@ -79,3 +79,14 @@ def test_our_own_error_comes_out_of_the_library_s() -> None:
         raise SettingsError("as it is")
     with pytest.raises(RuntimeError, match="loading"), unwrapping():
         wrapped(ValueError("a bug stays what it is"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("\x1b[2J", r"\x1b[2J"), ("\ud800", r"\ud800"), ("\u202egnp", r"\u202egnp"), ("ö\n", "ö\n")],
+)
+def test_a_problem_cannot_steer_a_terminal(text: str, shown: str) -> None:
+    """File names and headers of strangers come into problems, and problems onto consoles."""
+    problem = Problem("a", "kind", text, expected="x", found=text, remedy="y")
+    assert (problem.file, problem.found) == (shown, shown)
+    str(problem).encode()

@@ -20,6 +20,8 @@ from prediction_files import (
 from pipeline import evaluate
 from pipeline.cli import ExitCode
 from pipeline.data.datalist import read_datalist
+from pipeline.errors import ResourceError
+from pipeline.evaluation.result_files import make_folder
 
 KINDS = ("perfect", "empty", "shifted", "perfect")
 # The last bits of a quotient in float64.
@@ -261,7 +263,9 @@ def test_the_output_cannot_be_created(cohort: Path, capsys: Captured) -> None:
     folder = cohort.parent
     arguments = [str(folder / "masks"), str(cohort), "-o", str(folder / "file" / "out")]
     assert evaluate.main(arguments) == ExitCode.RESOURCES
-    assert "out: cannot be created: Not a directory" in capsys.readouterr().err
+    assert "file: expected a folder; found a file." in capsys.readouterr().err
+    with pytest.raises(ResourceError, match="out: cannot be created: Not a directory"):
+        make_folder(folder / "file" / "out")
 
 
 def test_results_are_replaced(cohort: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.bundle.contents import bundle_files
 from pipeline.bundle.gate import Verification, _phantom
 from pipeline.bundle.problems import problem
 from pipeline.data.nifti import read_volume
+from pipeline.errors import ResourceError
 from pipeline.model.trained import load_model
 
 SEGRESNET = {
@@ -177,8 +178,11 @@ def test_a_place_that_cannot_be_written_to(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert export.main([str(run), "-o", str(tmp_path / "file" / "bundle")]) == 4
-    assert "cannot be written (Not a directory)" in capsys.readouterr().err
+    bundle = tmp_path / "file" / "bundle"
+    assert export.main([str(run), "-o", str(bundle)]) == 4
+    assert "file: expected a folder; found a file." in capsys.readouterr().err
+    with pytest.raises(ResourceError, match=r"cannot be written \(Not a directory\)"):
+        exporting.export_bundle(load_model(run), bundle)
 
 
 def test_the_formats_asked_for_are_made(

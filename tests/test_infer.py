@@ -433,8 +433,7 @@ def test_killed_between_mask_and_record_it_does_the_case_again(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(segmentation, "write_record", die)
-    with pytest.raises(KeyboardInterrupt):
-        infer(cohort, model=model, out=out)
+    assert infer(cohort, model=model, out=out) == 75
     assert masks_in(out) == ["case_000_seg.nii.gz"]
     monkeypatch.undo()
     assert infer(cohort, model=model, out=out) == 0
@@ -505,3 +504,23 @@ def test_a_real_case_at_full_size(real_cases: Path, tmp_path: Path) -> None:
     volumes = dict(zip(values.tolist(), counts / 1000, strict=True))
     assert record["volumes_ml"]["ET"] == pytest.approx(volumes.get(4, 0), abs=1e-6)
     assert record["peak_memory_mb"] > 100
+
+
+def test_nonfinite_voxels_are_refused_and_taken_for_0_on_request(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = cohort.parent / "case_001" / "case_001_t2.nii.gz"
+    volume = np.asarray(nib.load(path).dataobj).astype(np.float32)
+    zeroed = volume.copy()
+    volume[5, 5, 5], zeroed[5, 5, 5] = np.nan, 0
+    save_nifti(path, volume, AFFINE)
+    options = ("--cases", "case_001")
+    assert infer(cohort, *options, model=model, out=tmp_path / "refused") == 3
+    message = capsys.readouterr().err
+    assert "non-finite" in message
+    assert "--mask-nonfinite" in message
+    assert infer(cohort, *options, "--mask-nonfinite", model=model, out=tmp_path / "masked") == 0
+    save_nifti(path, zeroed, AFFINE)
+    assert infer(cohort, *options, model=model, out=tmp_path / "zeroed") == 0
+    masks = [tmp_path / name / "case_001_seg.nii.gz" for name in ("masked", "zeroed")]
+    assert masks[0].read_bytes() == masks[1].read_bytes()

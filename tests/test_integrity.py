@@ -106,6 +106,52 @@ def test_non_finite_voxels(case_factory: CaseFactory) -> None:
     assert only(check_case(case), "non-finite").found.startswith("3 of 1680 voxels")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_accepted_non_finite_voxels_are_a_warning(case_factory: CaseFactory, value: float) -> None:
+    case = case_factory()
+    volume = nib.load(case.images[1]).get_fdata()
+    volume[0, 0, :3] = value
+    save_nifti(case.images[1], volume)
+    problem = only(
+        check_datalist(datalist_of(case), mask_nonfinite=True), "non-finite", severity="warning"
+    )
+    assert problem.found == "3 of 1680 voxels are NaN or infinite, and are taken for 0"
+    assert "--mask-nonfinite" in only(check_datalist(datalist_of(case)), "non-finite").remedy
+
+
+def test_nothing_but_non_finite_voxels_is_never_accepted(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    save_nifti(case.images[1], np.full(SHAPE, np.nan))
+    problems = check_datalist(datalist_of(case), mask_nonfinite=True)
+    assert [(problem.kind, problem.severity) for problem in problems] == [
+        ("non-finite", "error"),
+        ("constant-image", "warning"),
+    ]
+    assert problems[0].found == "1680 of 1680 voxels are NaN or infinite"
+    assert "nothing else in it" in problems[0].remedy
+
+
+def test_voxels_taken_for_0_are_what_the_other_checks_see(case_factory: CaseFactory) -> None:
+    """NaN among zeros becomes a constant image; and two images that then agree are found."""
+    case = case_factory()
+    volume = np.zeros(SHAPE)
+    volume[4, 4, 4] = np.nan
+    save_nifti(case.images[0], volume)
+    same = nib.load(case.images[2]).get_fdata()
+    same[0, 0, 0] = np.inf  # where the other one has 0
+    save_nifti(case.images[3], same)
+    found = [
+        (problem.kind, problem.file)
+        for problem in check_datalist(datalist_of(case), mask_nonfinite=True)
+    ]
+    assert found == [
+        ("same-content", "case_000_t2.nii.gz"),
+        ("non-finite", "case_000_flair.nii.gz"),
+        ("non-finite", "case_000_t2.nii.gz"),
+        ("constant-image", "case_000_flair.nii.gz"),
+    ]
+
+
 def test_one_constant_image_is_a_warning(case_factory: CaseFactory) -> None:
     case = case_factory()
     save_nifti(case.images[2], np.full(SHAPE, 7, dtype=np.int16))
@@ -238,6 +284,65 @@ def test_two_modalities_with_the_same_voxels(case_factory: CaseFactory) -> None:
     assert problem.found == "the same voxels as case_000_flair.nii.gz"
 
 
+def vessels_in(case: Case, index: int, *, shape: tuple[int, int, int] = (64, 64, 64)) -> None:
+    """Write four images of noise of which number `index` has very bright voxels in its middle."""
+    random = np.random.default_rng(0)
+    for position, path in enumerate(case.images):
+        volume = np.zeros(shape, dtype=np.int16)
+        volume[2:-2, 2:-2, 2:-2] = random.normal(1000, 100, volume[2:-2, 2:-2, 2:-2].shape)
+        if position == index:
+            volume[32, 32, 22:42] = volume[33, 32, 22:42] = volume[32, 33, 22:42] = 3000
+        save_nifti(path, volume)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_t1_and_t1ce_exchanged(case_factory: CaseFactory, labelled: bool) -> None:
+    case = case_factory(shape=(64, 64, 64), labelled=labelled)
+    vessels_in(case, 1)
+    problem = only(check_datalist(datalist_of(case)), "modalities-swapped", severity="warning")
+    assert problem.file == "case_000_t1ce.nii.gz"
+    assert "case_000_t1.nii.gz" in problem.expected
+    first, t1, t1ce, last = case.images
+    exchanged = replace(case, images=(first, t1ce, t1, last))
+    assert check_datalist(datalist_of(exchanged)) == []
+
+
+def test_exchanged_images_in_one_4d_file(case_factory: CaseFactory) -> None:
+    case = case_factory(shape=(64, 64, 64))
+    vessels_in(case, 1)
+    volumes = np.stack([np.asarray(nib.load(path).dataobj) for path in case.images], axis=-1)
+    case = replace(case, images=(save_nifti(case.images[0].with_name("all.nii.gz"), volumes),))
+    problem = only(check_datalist(datalist_of(case)), "modalities-swapped", severity="warning")
+    assert problem.file == "all.nii.gz[2]"
+
+
+@pytest.mark.parametrize("index", [0, 2, 3])
+def test_bright_voxels_elsewhere_are_no_exchange(case_factory: CaseFactory, index: int) -> None:
+    case = case_factory(shape=(64, 64, 64))
+    vessels_in(case, index)
+    assert check_datalist(datalist_of(case)) == []
+
+
+def test_an_exchange_is_not_guessed_where_an_image_is_missing_or_differs(
+    case_factory: CaseFactory,
+) -> None:
+    """Without flair, what is second in the list is third in the header."""
+    case = case_factory(shape=(64, 64, 64))
+    vessels_in(case, 1)
+    save_nifti(case.images[1], np.asarray(nib.load(case.images[1]).dataobj)[:-1])
+    assert only(check_datalist(datalist_of(case)), "different-grid").file == "case_000_t1.nii.gz"
+    case.images[0].unlink()
+    kinds = {problem.kind for problem in check_datalist(datalist_of(case))}
+    assert kinds == {"missing-file", "different-grid"}
+
+
+def test_other_modalities_have_no_such_pair(case_factory: CaseFactory) -> None:
+    case = case_factory(shape=(64, 64, 64))
+    vessels_in(case, 1)
+    datalist = replace(datalist_of(case), modalities=("flair", "t1", "adc", "t2"))
+    assert check_datalist(datalist) == []
+
+
 @pytest.mark.parametrize("num_volumes", [3, 5])
 def test_a_4d_file_has_one_volume_per_modality(case_factory: CaseFactory, num_volumes: int) -> None:
     case = case_factory()
@@ -342,10 +447,10 @@ def test_an_interruption_does_not_wait_for_all_cases(
     datalist = read_datalist(cohort_factory(num_cases=20))
     started: list[str] = []
 
-    def slow(case: Case, *, labels: bool) -> tuple[CaseContent, list[Problem]]:
+    def slow(case: Case, **options: bool) -> tuple[CaseContent, list[Problem]]:
         started.append(case.id)
         time.sleep(0.05)
-        return read_content(case, labels=labels)
+        return read_content(case, **options)
 
     def interrupt(case: Case) -> None:
         raise KeyboardInterrupt(case.id)

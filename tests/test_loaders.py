@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from monai.data import MetaTensor
 from pipeline.data.loaders import (
     AugmentedCases,
     EpochSampler,
+    outlive_one_signal,
     training_loader,
     validation_loader,
 )
@@ -42,6 +45,27 @@ def assert_same(left: Case, right: Case) -> None:
     assert left["case"] == right["case"]
     for key in ("image", "label"):
         assert torch.equal(torch.as_tensor(left[key]), torch.as_tensor(right[key]))
+
+
+def test_a_worker_outlives_the_first_of_each_stop_signal() -> None:
+    process = os.fork()
+    if process == 0:
+        outlive_one_signal(0)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGTERM
+
+
+def test_the_second_signal_has_its_usual_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    outlive_one_signal(0)
+    handlers[signal.SIGUSR1](signal.SIGUSR1, None)
+    assert handlers[signal.SIGUSR1] is signal.SIG_DFL
+    assert callable(handlers[signal.SIGTERM])
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 # ---- EpochSampler -------------------------------------------------------------------------------

@@ -186,6 +186,58 @@ def test_values_beyond_float32_are_not_finite(case_factory: CaseFactory) -> None
     assert problem.found == "1680 of 1680 voxels are NaN or infinite"
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_accepted_non_finite_voxels_become_0_and_are_told(
+    case_factory: CaseFactory, caplog: pytest.LogCaptureFixture, value: float
+) -> None:
+    case = case_factory()
+    sound = LoadCase(labels=True)(case)["image"]
+    rewrite(case.images[2], value)
+    item = LoadCase(labels=True, mask_nonfinite=True)(case)
+    expected = sound.numpy().copy()
+    expected[2, 5, 6, 7] = 0
+    np.testing.assert_array_equal(item["image"].numpy(), expected)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "case_000_t1ce.nii.gz: non-finite" in record.message
+    assert "1 of 1680 voxels are NaN or infinite, and are taken for 0" in record.message
+
+
+def test_an_image_of_nothing_else_is_refused_all_the_same(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    rewrite(case.images[0], np.full(SHAPE, np.nan))
+    with pytest.raises(DataError, match="1680 of 1680 voxels are NaN") as caught:
+        LoadCase(labels=True, mask_nonfinite=True)(case)
+    assert [problem.kind for problem in caught.value.problems] == ["non-finite"]
+
+
+def test_sound_images_are_not_changed_by_accepting(
+    case_factory: CaseFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = case_factory()
+    rewrite(case.images[1], 3.5)  # float32, the others are integers
+    strict = LoadCase(labels=True)(case)["image"]
+    assert torch.equal(LoadCase(labels=True, mask_nonfinite=True)(case)["image"], strict)
+    assert caplog.records == []
+
+
+def test_an_error_hides_what_was_accepted(case_factory: CaseFactory) -> None:
+    """The error lists what is wrong, and not what was asked for."""
+    case = case_factory()
+    rewrite(case.images[0], np.nan)
+    case.images[1].unlink()
+    with pytest.raises(DataError, match="missing-file") as caught:
+        LoadCase(labels=True, mask_nonfinite=True)(case)
+    assert [problem.kind for problem in caught.value.problems] == ["missing-file"]
+
+
+def test_a_label_is_never_masked(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    rewrite(case.label, np.nan)
+    with pytest.raises(DataError, match="not-lossless"):
+        LoadCase(labels=True, mask_nonfinite=True)(case)
+
+
 def test_a_label_that_is_no_whole_number(case_factory: CaseFactory) -> None:
     case = case_factory()
     rewrite(case.label, 3.9999)
@@ -262,6 +314,19 @@ def test_damaged_voxels_are_refused_before_they_are_resampled(case_factory: Case
     with pytest.raises(DataError, match="non-finite") as caught:
         LoadCase(labels=False, resample_to=0)(case)
     assert [problem.kind for problem in caught.value.problems] == ["non-finite"]
+
+
+def test_accepted_voxels_are_0_before_they_are_resampled(case_factory: CaseFactory) -> None:
+    """Interpolated first, one NaN would take its neighbours along."""
+    case = case_factory()
+    moved = AFFINE.copy()
+    moved[0, 3] -= 0.6  # half a voxel, so that each value is the mean of two
+    rewrite(case.images[2], np.nan, moved)
+    item = LoadCase(labels=False, resample_to=0, mask_nonfinite=True)(case)
+    rewrite(case.images[2], 0.0, moved)
+    expected = LoadCase(labels=False, resample_to=0)(case)
+    assert torch.equal(item["image"], expected["image"])
+    assert item["image"].isfinite().all()
 
 
 def test_labels_are_never_resampled() -> None:

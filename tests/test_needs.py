@@ -15,10 +15,11 @@ def test_one_convolution_counted_by_hand() -> None:
     needs = predict_needs(network, image_shape=(1, 2, 4, 4, 4))
     assert needs.num_parameters == 2 * 3 * 27
     assert needs.step_flop == 3 * 2 * (2 * 3 * 27) * 4**3
-    # The backward pass keeps image, weights and the loss's result; then the parameters' copies.
-    kept = 2 * 64 + 2 * 3 * 27 + 3 * 64
+    # The backward pass keeps the image and the loss's result; then the parameters' copies.
+    kept = 2 * 64 + 3 * 64
     assert needs.step_bytes == 4 * (kept + 4 * 2 * 3 * 27)
-    assert needs.disk_bytes == 9 * 4 * 2 * 3 * 27
+    assert needs.new_step_bytes == 4 * (kept + 2 * 2 * 3 * 27)
+    assert needs.checkpoint_bytes == 3 * 4 * 2 * 3 * 27
 
 
 def test_the_article_s_network_at_full_size() -> None:
@@ -40,9 +41,16 @@ def test_the_network_itself_is_not_moved() -> None:
 
 
 def test_described_in_words() -> None:
-    needs = Needs(num_parameters=1000, step_flop=10**9, step_bytes=2 * 10**9, disk_bytes=36_000)
+    needs = Needs(
+        num_parameters=1000,
+        step_flop=10**9,
+        step_bytes=2 * 10**9,
+        new_step_bytes=10**9,
+        checkpoint_bytes=3_000_000,
+    )
     words = describe(needs, num_iterations=12, device=torch.device("cpu"))
     assert "1,000 parameters; 12 iterations of 1 GFLOP and at least 2.0 GB" in words
+    assert "12 MB of disk" in words
 
 
 def test_speed_is_measured() -> None:

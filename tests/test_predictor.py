@@ -20,7 +20,7 @@ import networks
 from pipeline.data.datalist import Case
 from pipeline.data.loading import LoadCase
 from pipeline.errors import DataError, SettingsError
-from pipeline.inference import predictor
+from pipeline.inference import memory, predictor
 from pipeline.inference.predictor import Predictor
 from pipeline.model.trained import TrainedModel, load_model
 from transforms import build_preprocessing
@@ -220,7 +220,7 @@ def test_it_says_which_windows_it_took(
         return (8, 8, 4)
 
     monkeypatch.setattr(predictor, "choose_window", choose)
-    monkeypatch.setattr(predictor, "free_memory_bytes", lambda: 12345)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 12345)
     made = Predictor([bands()], device=CPU, window="auto")
     made.predict(item)
     assert made.windows == [(8, 8, 4)]

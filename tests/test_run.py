@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from pipeline.config import build_settings
 from pipeline.data.datalist import read_datalist
 from pipeline.errors import DataError, NumericalError, RunStopped, SettingsError
 from pipeline.model.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
+from pipeline.model.generations import PREVIOUS
 from pipeline.training import run as run_module
 from pipeline.training.progress import Progress
 from pipeline.training.run import METRICS, TrainingRun
-from pipeline.training.start import stored_state, train
+from pipeline.training.start import train
+from pipeline.training.stored import stored_state
 
 # Four training and four validation cases: two epochs of four iterations.
 TINY = {
@@ -31,6 +34,7 @@ TINY = {
     "training": {"max_epochs": 2, "accumulation_steps": 3, "schedule": "cosine"},
     "validation": {"num_pictures": 1},
 }
+OFTEN = {"checkpoint": {"every_iterations": 2}}
 Runner = Callable[..., Progress]
 
 
@@ -162,6 +166,115 @@ def test_resumed_from_an_earlier_checkpoint_equals_uninterrupted(
             runner(tmp_path / "run", **often)
     assert load_checkpoint(tmp_path / "run" / LAST)["progress"]["counters"]["iteration"] == 5
     runner(tmp_path / "run", resume=True, **often)
+    assert_same_run(tmp_path / "run", whole, apart_from=("checkpoint",))
+
+
+def damage(path: Path, kind: str) -> None:
+    data = bytearray(path.read_bytes())
+    # A weight: in the padding between the parts, a bit has no meaning.
+    biases = [value for value in load_checkpoint(path)["weights"].values() if value.ndim == 1]
+    data[data.index(biases[0].numpy().tobytes())] ^= 1
+    path.unlink()
+    if kind != "deleted":
+        path.write_bytes(data if kind == "flipped" else data[: len(data) // 2])
+
+
+class KilledError(Exception):
+    """Ends a run as kill -9 does: nothing is saved."""
+
+
+@pytest.fixture(scope="module")
+def killed(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that died in iteration 7: `last` is from 6; `best` and the one before last from 4."""
+    folder = tmp_path_factory.mktemp("killed")
+    original = TrainingRun._after_iteration
+
+    def after_iteration(self: TrainingRun, engine: Any) -> None:
+        if engine.state.iteration == 7:
+            raise KilledError
+        original(self, engine)
+
+    settings = build_settings(TINY, OFTEN).model_dump(mode="json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingRun, "_after_iteration", after_iteration)
+        with pytest.raises(KilledError):
+            train(
+                read_datalist(cohort), folder=folder, settings=settings, device=torch.device("cpu")
+            )
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "deleted"])
+@pytest.mark.parametrize(
+    ("damaged", "used"), [((LAST,), PREVIOUS), ((LAST, BEST), PREVIOUS), ((LAST, PREVIOUS), BEST)]
+)
+def test_a_damaged_last_goes_on_from_an_older_one_and_equals_uninterrupted(
+    runner: Runner,
+    whole: Path,
+    killed: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    damaged: tuple[str, ...],
+    used: str,
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(killed, folder)
+    for name in damaged:
+        damage(folder / name, kind)
+    os.utime(folder / used, (0, 0))  # the clock was set back
+    runner(folder, resume=True, **OFTEN)
+    remark = f"The run goes on from {used}, the newest whole checkpoint, after iteration 4"
+    assert caplog.text.count(remark) == 1
+    assert_same_run(folder, whole, apart_from=("checkpoint",))
+    assert load_checkpoint(folder / PREVIOUS)["progress"]["counters"]["iteration"] == 8
+
+
+def test_a_finished_run_whose_last_is_lost_gets_it_back_from_its_best(
+    runner: Runner, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    newest = load_checkpoint(folder / BEST)["progress"]["counters"]["iteration"]
+    assert newest == 8, "the last epoch was the best: nothing is left to train"
+    (folder / LAST).unlink()
+    runner(folder, resume=True)
+    assert_same_run(folder, whole)
+
+
+def test_where_no_checkpoint_is_whole_the_run_does_not_begin_anew(
+    runner: Runner, killed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(killed, folder)
+    for name in (LAST, PREVIOUS, BEST):
+        damage(folder / name, "deleted")
+    with pytest.raises(DataError, match=r"(?s)last\.pt.*last\.previous\.pt.*best\.pt: unusable-ch"):
+        runner(folder, resume=True)
+    with pytest.raises(SettingsError, match="there is a run in this folder"):
+        runner(folder)
+    assert len((folder / METRICS).read_text().splitlines()) == 2, "its history is still there"
+
+
+def test_a_signal_while_a_checkpoint_is_written(
+    runner: Runner, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.fsync
+    num_calls = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        # 1 and 2 are settings.json and its folder, 3 and 4 the checkpoint of iteration 2.
+        if num_calls == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        original(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(RunStopped, match="SIGUSR1 after iteration 2 of 8"):
+            runner(tmp_path / "run", **OFTEN)
+    runner(tmp_path / "run", resume=True, **OFTEN)
     assert_same_run(tmp_path / "run", whole, apart_from=("checkpoint",))
 
 

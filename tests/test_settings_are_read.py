@@ -29,6 +29,7 @@ RECEIVERS: dict[str, tuple[Callable[..., object], set[str]]] = {
             "augmentation",
             "seed",
             "batch_size",
+            "foresight",
         },
     ),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +94,25 @@ def test_hyper_parameters_are_flat_and_open_no_second_run(tmp_path: Path) -> Non
     assert hparams["seed"].number_value == 3
     assert hparams["training.clip"].string_value == "None"
     assert hparams["axes"].string_value == "[0, 1]"
+
+
+def test_event_files_do_not_name_the_machine(tmp_path: Path) -> None:
+    Board(tmp_path, first_iteration=0).close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert file.name.split(".")[4] == "run"
+    assert socket.gethostname() != "run", "the machine's name is as it was afterwards"
+
+
+def test_what_could_not_be_written_at_the_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Board(tmp_path, first_iteration=0)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(board.writer, "flush", full)
+    with pytest.raises(OSError, match="No space left"):
+        board.close()
+    monkeypatch.undo()
+    board.close()

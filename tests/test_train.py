@@ -9,13 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
-from conftest import datalist_entry, make_case, make_cohort, write_datalist
+from conftest import datalist_entry, make_case, make_cohort, save_nifti, write_datalist
 
 from networks import build_network
 from pipeline import train
+from pipeline.data import checking
 from pipeline.data.lock import locked_folder
 from pipeline.model.checkpoint import load_checkpoint
 
@@ -75,7 +79,7 @@ def test_an_unfinished_score_table_is_shown_for_the_last_epoch_without_a_best(
 def test_a_run_in_the_folder_is_not_overwritten(
     cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "metrics.csv").write_text("epoch\n")
     assert run(cohort, tmp_path) == 2
     assert "there is a run in this folder" in capsys.readouterr().err
 
@@ -86,27 +90,6 @@ def test_a_run_without_a_checkpoint_starts_again_and_says_so(
     (tmp_path / "settings.json").write_text("{}")
     assert run(cohort, tmp_path, "--resume") == 0
     assert f"no checkpoint to resume from in {tmp_path}" in capsys.readouterr().out
-
-
-def test_a_torn_checkpoint_is_an_error_not_a_new_run(
-    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(cohort, tmp_path) == 0
-    whole = (tmp_path / "last.pt").read_bytes()
-    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
-    assert run(cohort, tmp_path, "--resume") == 3
-    assert "unusable-checkpoint" in capsys.readouterr().err
-
-
-def test_a_lost_checkpoint_is_an_error_not_a_new_run(
-    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(cohort, tmp_path) == 0
-    best = (tmp_path / "best.pt").read_bytes()
-    (tmp_path / "last.pt").unlink()
-    assert run(cohort, tmp_path, "--resume") == 3
-    assert "last.pt: unusable-checkpoint" in capsys.readouterr().err
-    assert (tmp_path / "best.pt").read_bytes() == best
 
 
 def test_other_settings_are_refused_on_resume(
@@ -186,6 +169,14 @@ def test_a_folder_in_use_is_refused_with_4(
     with locked_folder(tmp_path):
         assert run(cohort, tmp_path) == 4
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_a_place_that_is_no_folder_is_refused_with_4_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "no list.json", tmp_path / "file" / "run") == 4
+    assert "file: expected a folder; found a file" in capsys.readouterr().err
 
 
 def test_settings_come_from_preset_then_file_then_assignments(cohort: Path, tmp_path: Path) -> None:
@@ -275,3 +266,39 @@ def test_sigterm_ends_with_75_and_resumes(cohort: Path, tmp_path: Path) -> None:
     done = load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["counters"]["history"][-1]
     enough = f"--set=training.max_epochs={done['epoch'] + 1}"
     assert run(cohort, tmp_path / "run", "--resume", enough) == 0
+
+
+def test_nonfinite_voxels_are_refused_and_taken_for_0_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = make_cohort(tmp_path / "cohort", num_cases=4)
+    path = cohort.parent / "case_002" / "case_002_t1.nii.gz"
+    volume = np.asarray(nib.load(path).dataobj).astype(np.float32)
+    volume[5, 5, 5] = np.inf
+    save_nifti(path, volume)
+    assert run(cohort, tmp_path / "refused") == 3
+    assert "--mask-nonfinite" in capsys.readouterr().out
+    assert run(cohort, tmp_path / "masked", "--mask-nonfinite") == 0
+    assert run(cohort, tmp_path / "masked", "--resume", "--set", "training.max_epochs=2") == 0
+    options = ("--resume", "--set", "loading.mask_nonfinite=false")
+    assert run(cohort, tmp_path / "masked", *options) == 2
+    assert "loading.mask_nonfinite: True -> False" in capsys.readouterr().err
+
+
+def test_what_was_found_good_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = make_cohort(tmp_path / "cohort", num_cases=4)
+    monkeypatch.setattr("pipeline.data.file_state.SETTLED_NS", 0)
+    asked: list[Path | None] = []
+    check = checking.check_visibly
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["digests"])
+        return check(*arguments, **options)
+
+    monkeypatch.setattr(checking, "check_visibly", note)
+    digests = tmp_path / "digests.json"
+    assert run(cohort, tmp_path / "run", "--digests", str(digests)) == 0
+    assert asked == [digests]
+    assert digests.is_file()

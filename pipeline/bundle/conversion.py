@@ -12,7 +12,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import torch
@@ -59,8 +59,14 @@ def converted(
     chosen = [name for name in CONVERTERS if name in formats]
     if not chosen:
         return {}
+    others = set(active_children())
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return {name: _convert(pool, name, dict(network), weights) for name in chosen}
+        try:
+            return {name: _convert(pool, name, dict(network), weights) for name in chosen}
+        except KeyboardInterrupt:  # the pool would wait for the conversion to end
+            for child in set(active_children()) - others:
+                child.kill()
+            raise
 
 
 def _convert(pool: Executor, name: str, network: dict[str, Any], weights: bytes) -> bytes:

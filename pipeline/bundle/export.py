@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import secrets
 import shutil
@@ -60,11 +61,12 @@ def export_bundle(
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     folder, packed = temporary / target.name, temporary / zipped.name
     try:
+        temporary.mkdir(parents=True)
         _write(folder, files)
         report("Comparing with the model in an environment without this project")
         verification = verify_bundle(folder, model, inferer=inferer, case_folder=case_folder)
         if archive:
-            _pack(packed, files, root=target.name)
+            replace_file(packed, _zipped(files, root=target.name))
         folder.rename(target)
         if archive:
             packed.rename(zipped)
@@ -88,17 +90,19 @@ def _inferer(model: TrainedModel, *, window: int | None, overlap: float) -> Conf
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir()
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
 
 
-def _pack(path: Path, files: dict[str, bytes], *, root: str) -> None:
-    """Write a zip of one folder `root`, as MONAI unpacks it; the same bytes for the same files."""
-    with zipfile.ZipFile(path, "x") as packed:
+def _zipped(files: dict[str, bytes], *, root: str) -> bytes:
+    """Return a zip of one folder `root`, as MONAI unpacks it; the same bytes for the same files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
         for name, content in files.items():
             entry = zipfile.ZipInfo(f"{root}/{name}", EARLIEST)
             entry.external_attr = FILE_MODE
             packed.writestr(entry, content)
+    return buffer.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 from monai.data import CacheDataset
+from monai.transforms import Transform
 
 CGROUP_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 CGROUP_MEMORY_CURRENT = Path("/sys/fs/cgroup/memory.current")
@@ -68,11 +70,46 @@ def build_cache(
         num_threads: Cases prepared at the same time.
         progress: Show a bar while the cache is filled.
     """
-    return CacheDataset(
-        data=list(cases),
-        transform=transform,
-        cache_num=num_cached,
-        num_workers=num_threads,
-        progress=progress,
-        copy_cache=False,
-    )
+    chain = _Awaited(transform)
+    try:
+        return CacheDataset(
+            data=list(cases),
+            transform=chain,
+            cache_num=num_cached,
+            num_workers=num_threads,
+            progress=progress,
+            copy_cache=False,
+        )
+    except BaseException:
+        # MONAI leaves its threads behind, and an interpreter that ends beneath them may crash.
+        chain.wait()
+        raise
+
+
+class _Awaited(Transform):
+    """A transform that can be waited for while other threads are in it."""
+
+    def __init__(self, transform: Callable[[Any], dict[str, Any]]) -> None:
+        self.transform = transform
+        self._num_running = 0
+        self._changed = threading.Condition()
+
+    def __call__(self, case: Any) -> dict[str, Any]:
+        """Transform one case."""
+        with self._changed:
+            self._num_running += 1
+        try:
+            return self.transform(case)
+        finally:
+            with self._changed:
+                self._num_running -= 1
+                self._changed.notify_all()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Workers that are not forked get a copy, which a lock cannot have.
+        return _Awaited, (self.transform,)
+
+    def wait(self) -> None:
+        """Return when no thread is in the transform."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_running == 0)

@@ -14,6 +14,7 @@ from nibabel.orientations import (
 )
 
 from pipeline.data.content import CaseContent, grid_problems, nonfinite_problems
+from pipeline.data.contrast import MARGIN, tail_ratio
 from pipeline.errors import Problem
 from transforms.geometry import ORIENTATION, border_slices
 
@@ -27,12 +28,14 @@ class Expectations:
     """What a case is held against, besides what its `Case` says.
 
     `border_crop` are the margins ((start, end) per axis, in `ORIENTATION`) that preprocessing will
-    remove, or None; `modalities` and `label_names` are the data list's, empty if unknown.
+    remove, or None; `modalities` and `label_names` are the data list's, empty if unknown;
+    `mask_nonfinite` says that NaN and infinite intensities are taken for 0.
     """
 
     border_crop: Margins | None = None
     modalities: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
+    mask_nonfinite: bool = False
 
 
 Check = Callable[[CaseContent, Expectations], list[Problem]]
@@ -61,7 +64,7 @@ def check_grid(content: CaseContent, expectations: Expectations) -> list[Problem
 
 
 def check_finite(content: CaseContent, expectations: Expectations) -> list[Problem]:
-    """Report NaN and infinite intensities."""
+    """Report NaN and infinite intensities: an error, a warning where they are taken for 0."""
     return nonfinite_problems(content)
 
 
@@ -171,6 +174,29 @@ def check_same_content(content: CaseContent, expectations: Expectations) -> list
     return problems
 
 
+def check_swapped(content: CaseContent, expectations: Expectations) -> list[Problem]:
+    """Warn of T1 and contrast-enhanced T1 that look exchanged (`pipeline.data.contrast`)."""
+    by_name = dict(zip(expectations.modalities, content.images, strict=False))
+    is_complete = len(expectations.modalities) == len(content.images)
+    if not is_complete or "t1" not in by_name or "t1ce" not in by_name:
+        return []
+    t1, t1ce = by_name["t1"], by_name["t1ce"]
+    ratio = tail_ratio(t1.volume, t1ce.volume) if t1.volume.shape == t1ce.volume.shape else None
+    if ratio is None or ratio * MARGIN >= 1:
+        return []
+    return [
+        Problem(
+            case=content.case.id,
+            kind="modalities-swapped",
+            file=t1ce.name,
+            expected=f"bright vessels or tumour in t1ce rather than in t1 ({t1.name})",
+            found=f"a bright tail {1 / ratio:.1f} times as long in t1: the two may be exchanged",
+            remedy="Look at both; exchange their names in the data list if they are.",
+            severity="warning",
+        )
+    ]
+
+
 # A new fault is one function here, and one line.
 CHECKS: tuple[Check, ...] = (
     check_modalities,
@@ -180,6 +206,7 @@ CHECKS: tuple[Check, ...] = (
     check_label_values,
     check_border_crop,
     check_same_content,
+    check_swapped,
 )
 
 

@@ -12,29 +12,62 @@ from rich.text import Text
 
 from pipeline.cli import console
 from pipeline.data.datalist import Case, DataList
+from pipeline.data.digest_file import DigestFile
 from pipeline.data.integrity import check_datalist
 from pipeline.errors import DataError, Problem
 from transforms.geometry import Margins
 
 
 def check_visibly(
-    datalist: DataList, *, border_crop: Margins | None, num_workers: int | None = None
+    datalist: DataList,
+    *,
+    border_crop: Margins | None,
+    mask_nonfinite: bool = False,
+    num_workers: int | None = None,
+    digests: Path | None = None,
+    recheck: bool = False,
 ) -> list[Problem]:
-    """Say what is going to be read, check it behind a progress bar, and print all problems."""
+    """Say what is going to be read, check it behind a progress bar, and print all problems.
+
+    Args:
+        datalist: What to check.
+        border_crop: See `check_datalist`, as for the next two.
+        mask_nonfinite: Whether NaN and infinite intensities are accepted.
+        num_workers: Cases at a time.
+        digests: File that remembers what was read and found good, between one check and the next.
+        recheck: Read everything, whatever that file says, and write it anew.
+
+    Raises:
+        SettingsError, ResourceError: The file of digests has no folder, or cannot be written.
+    """
+    known = None if digests is None else DigestFile(digests, recheck=recheck)
     cases = all_cases(datalist)
     files = all_files(datalist)
     num_bytes = sum(map(_num_bytes, files))
     size = f"{len(cases)} cases, {len(files)} files, {num_bytes / 1e6:.1f} MB"
-    console().print(f"{datalist.name}: {size}", markup=False)
+    _say(f"{datalist.name}: {size}")
+    if known is not None and known.complaint:
+        _say(known.complaint)
     with Progress(console=console(stderr=True)) as progress:
         task = progress.add_task("Checking", total=len(cases))
 
         def advance(_: Case) -> None:
             progress.advance(task)
 
-        problems = check_datalist(
-            datalist, border_crop=border_crop, num_workers=num_workers, on_progress=advance
-        )
+        try:
+            problems = check_datalist(
+                datalist,
+                border_crop=border_crop,
+                mask_nonfinite=mask_nonfinite,
+                known=known,
+                num_workers=num_workers,
+                on_progress=advance,
+            )
+        finally:
+            if known is not None:
+                known.save()  # an interruption does not lose what was read
+    if known is not None:
+        _say(f"{known.num_recalled} of {len(cases)} cases are as they were when they were read")
     if problems:
         console().print(_table(problems))
     return problems
@@ -81,6 +114,10 @@ def all_files(datalist: DataList) -> list[Path]:
         for path in (*case.images, case.label)
         if path is not None
     ]
+
+
+def _say(text: str) -> None:
+    console().print(text, markup=False)
 
 
 def _num_bytes(path: Path) -> int:

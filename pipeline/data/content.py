@@ -22,12 +22,14 @@ AFFINE_TOLERANCE = 1e-3  # in mm: what float32 headers and rewritten quaternions
 class ImageFile:
     """One volume (X, Y, Z) as its file stores it, with its affine (4, 4) in RAS mm.
 
-    `name` is the file's name, with the volume's index where the file holds several.
+    `name` is the file's name, with the volume's index where the file holds several; `num_masked` is
+    the number of voxels that were not finite and are 0 here (`read_content`).
     """
 
     name: str
     volume: np.ndarray
     affine: np.ndarray
+    num_masked: int = 0
 
     @cached_property
     def is_constant(self) -> bool:
@@ -59,10 +61,14 @@ class CaseContent:
         return self.images if self.label is None else (*self.images, self.label)
 
 
-def read_content(case: Case, *, labels: bool) -> tuple[CaseContent, list[Problem]]:
+def read_content(
+    case: Case, *, labels: bool, mask_nonfinite: bool = False
+) -> tuple[CaseContent, list[Problem]]:
     """Read the files of `case`, and report each one that cannot be read or is damaged.
 
-    `labels` says whether the label is wanted; a case without one then has a problem.
+    `labels` says whether the label is wanted; a case without one then has a problem. With
+    `mask_nonfinite`, intensities that are NaN or infinite in float32 become 0 before anything else
+    sees them; `nonfinite_problems` tells how many.
     """
     problems: list[Problem] = []
     images: list[ImageFile] = []
@@ -86,6 +92,8 @@ def read_content(case: Case, *, labels: bool) -> tuple[CaseContent, list[Problem
             label = _read_label(case)
         except DataError as error:
             problems += with_case(error, case.id)
+    if mask_nonfinite:
+        images = [_masked(image) for image in images]
     return CaseContent(case, tuple(images), label), problems
 
 
@@ -134,22 +142,36 @@ def grid_problems(content: CaseContent) -> list[Problem]:
 
 
 def nonfinite_problems(content: CaseContent) -> list[Problem]:
-    """Report each image with voxels that are NaN or infinite in float32."""
+    """Report each image with voxels that are, or were, NaN or infinite in float32.
+
+    Where they have been set to 0 on request this is a warning, unless no other voxel is left.
+    """
     problems = []
     for image in content.images:
-        num_bad = _count_nonfinite(image.volume)
+        num_bad = image.num_masked or int(np.count_nonzero(_is_nonfinite(image.volume)))
         if num_bad:
+            is_accepted = 0 < image.num_masked < image.volume.size
             problems.append(
                 Problem(
                     case=content.case.id,
                     kind="non-finite",
                     file=image.name,
                     expected="finite intensities",
-                    found=f"{num_bad} of {image.volume.size} voxels are NaN or infinite",
-                    remedy="Export the image again, or set these voxels to 0 knowingly.",
+                    found=f"{num_bad} of {image.volume.size} voxels are NaN or infinite"
+                    + (", and are taken for 0" if is_accepted else ""),
+                    remedy=_nonfinite_remedy(image, num_bad),
+                    severity="warning" if is_accepted else "error",
                 )
             )
     return problems
+
+
+def _nonfinite_remedy(image: ImageFile, num_bad: int) -> str:
+    if num_bad == image.volume.size:
+        return "Export the image again: there is nothing else in it."
+    if image.num_masked:
+        return "Export the image again if they lie within the brain."
+    return "Export the image again, or have these voxels taken for 0 with --mask-nonfinite."
 
 
 def _read_label(case: Case) -> ImageFile:
@@ -193,8 +215,20 @@ def _describe_grid(image: ImageFile) -> str:
     return f"{shape} voxels of {spacing} mm, {axcodes}, origin ({origin})"
 
 
-def _count_nonfinite(volume: np.ndarray) -> int:
+def _masked(image: ImageFile) -> ImageFile:
+    """Return `image` with 0 where it is not finite, and the number of these voxels."""
+    is_bad = _is_nonfinite(image.volume)
+    num_bad = int(np.count_nonzero(is_bad))
+    if not num_bad:
+        return image
+    volume = image.volume.copy(order="K")
+    volume[is_bad] = 0
+    return replace(image, volume=volume, num_masked=num_bad)
+
+
+def _is_nonfinite(volume: np.ndarray) -> np.ndarray:
+    """Return where (X, Y, Z) is NaN or infinite in float32; nothing to look at in integers."""
     if volume.dtype.kind != "f":
-        return 0  # integers are always finite
+        return np.zeros((), dtype=bool)
     with np.errstate(over="ignore"):
-        return int(volume.size - np.count_nonzero(np.isfinite(volume.astype(np.float32))))
+        return ~np.isfinite(volume.astype(np.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -138,6 +138,17 @@ class PathRule:
             return "an absolute path"
         # realpath, not Path.resolve: that one raises on a loop of links in Python 3.10 to 3.12.
         real = Path(os.path.realpath(path))
-        if real.is_relative_to(self.root):
-            return None
-        return f"which leads to {real}"
+        for target in (real, *_targets_in(real)):
+            if not target.is_relative_to(self.root):
+                return f"which leads to {target}"
+        return None
+
+
+def _targets_in(folder: Path) -> Iterator[Path]:
+    """Yield where the files of a DICOM series really are; nothing where `folder` is none."""
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
+    except OSError:  # a file, or missing, or closed: whoever reads it says so
+        return
+    for name in names:
+        yield Path(os.path.realpath(folder / name))

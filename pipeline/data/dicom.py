@@ -92,17 +92,23 @@ def _judge_images(slices: Sequence[SliceHeader], name: str) -> None:
 def _pixels(header: SliceHeader, name: str) -> np.ndarray:
     """Return one slice (X, Y), decompressed by GDCM and rescaled as the slice says, as float64."""
     itk = load_itk()
+    image_io = itk.GDCMImageIO.New()
+    image_io.SetFileName(str(header.path))
     # Double holds integers of 32 bits exactly, and GDCM rescales in it.
     reader = itk.ImageFileReader[itk.Image[itk.D, 3]].New()
-    reader.SetImageIO(itk.GDCMImageIO.New())
+    reader.SetImageIO(image_io)
     reader.SetFileName(str(header.path))
     try:
+        # GDCM may understand a damaged file otherwise than pydicom did, and then takes the memory
+        # for another image.
+        image_io.ReadImageInformation()
+        found = tuple(image_io.GetDimensions(axis) for axis in range(3))
+        if found != (*header.shape, 1) or image_io.GetNumberOfComponents() != 1:
+            raise _undecoded(header, name, f"{math.prod(found)} pixels")
         reader.Update()
         pixels = itk.array_from_image(reader.GetOutput())
     except RuntimeError as error:
         raise _undecoded(header, name, "GDCM cannot decode it") from error
-    if pixels.shape != (1, *header.shape[::-1]):
-        raise _undecoded(header, name, f"{math.prod(pixels.shape)} pixels")
     return pixels[0].T
 
 

@@ -10,9 +10,12 @@ import os
 import re
 import struct
 import threading
-from collections import defaultdict
-from collections.abc import Sequence
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -20,14 +23,18 @@ import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import data_element_generator, read_dataset
+from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pipeline.data.file_types import is_dicom
 from pipeline.data.reading import REPLACE_REMEDY, fault, faults_told
 
 PYDICOM_SETTINGS = threading.Lock()  # they belong to the process; cases are read by threads
+PREAMBLE_BYTES = 132  # the signature included
+META_GROUP = 0x0002
 PIXEL_DATA = 0x7FE00010
+SKIP_ALL = Tag(0x0028, 0x0010)  # values of other tags than this are not read
 UNDEFINED_LENGTH = 0xFFFFFFFF  # of compressed pixels
 # What pydicom and the conversions below raise on damaged files.
 PARSING_ERRORS = (
@@ -109,7 +116,7 @@ def _headers_of(files: Sequence[Path], folder: Path) -> tuple[list[SliceHeader],
     others: set[str] = set()
     for path in files:
         try:
-            with faults_told(folder.name), PYDICOM_SETTINGS, disable_value_validation():
+            with faults_told(folder.name), PYDICOM_SETTINGS, _silent():
                 found = _read(path)
         except PARSING_ERRORS as error:
             # Their words may quote what the file says of the patient.
@@ -122,16 +129,35 @@ def _headers_of(files: Sequence[Path], folder: Path) -> tuple[list[SliceHeader],
     return slices, others
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep pydicom from warning: its warnings name files, and what matters is judged here."""
+    with disable_value_validation(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+class BoundedReader(BufferedReader):
+    """A file that is never asked for more than it has: pydicom asks for what lengths promise."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return `size` bytes, or what is left; memory is reserved for no more."""
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def _read(path: Path) -> SliceHeader | str:
     """Return the header of a slice, or the class of another object."""
-    meta = read_file_meta_info(path)
-    # At the front of the file: what is cut off behind it is still known by its class.
-    sop_class = str(meta.get("MediaStorageSOPClassUID", ""))
-    if "TransferSyntaxUID" not in meta:
-        raise ValueError("the file ends within its meta information")
-    if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
-        raise NotImplementedError("a deflated header, which could inflate to any size")
-    with path.open("rb") as stream:
+    with BoundedReader(FileIO(path)) as stream:
+        stream.seek(PREAMBLE_BYTES)
+        meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != META_GROUP)
+        # At the front of the file: what is cut off behind it is still known by its class.
+        sop_class = str(meta.get("MediaStorageSOPClassUID", ""))
+        if "TransferSyntaxUID" not in meta:
+            raise ValueError("the file ends within its meta information")
+        if meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
+            raise NotImplementedError("a deflated header, which could inflate to any size")
+        stream.seek(0)
         dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS))
         has_pixels, num_bytes = _pixels_at(stream, dataset)
     return _slice_header(dataset, path, sop_class, num_bytes) if has_pixels else sop_class
@@ -139,17 +165,23 @@ def _read(path: Path) -> SliceHeader | str:
 
 def _pixels_at(stream: BinaryIO, dataset: pydicom.FileDataset) -> tuple[bool, int | None]:
     """Tell whether pixels begin here, and how many bytes there really are (None: compressed)."""
-    is_implicit, is_little = dataset.original_encoding
+    is_implicit, is_little = map(bool, dataset.original_encoding)
     order: Literal["little", "big"] = "little" if is_little else "big"
     head = stream.read(8 if is_implicit else 12)  # group, element, [type, two zeros], length
     group, element = (int.from_bytes(head[at : at + 2], order) for at in (0, 2))
     if (group << 16 | element) != PIXEL_DATA:
         return False, None
     stated = int.from_bytes(head[-4:], order)
-    if stated == UNDEFINED_LENGTH:
-        return True, None
     start = stream.tell()
-    return True, min(stated, stream.seek(0, os.SEEK_END) - start)
+    size = stream.seek(0, os.SEEK_END)
+    is_compressed = stated == UNDEFINED_LENGTH
+    stream.seek(start - len(head) if is_compressed else min(start + stated, size))
+    # GDCM reads what follows the pixels, too, and takes as much memory as it promises.
+    rest = data_element_generator(stream, is_implicit, is_little, specific_tags=[SKIP_ALL])
+    deque(rest, maxlen=0)  # to the end
+    if stream.tell() > size:
+        raise ValueError("an element behind the pixels that is longer than the file")
+    return True, None if is_compressed else min(stated, size - start)
 
 
 def _slice_header(

@@ -6,23 +6,16 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict
 
 from pipeline.data.case_checks import CHECKS, Expectations, Margins
+from pipeline.data.case_report import CaseReport
 from pipeline.data.content import read_content
 from pipeline.data.datalist import Case, DataList
+from pipeline.data.digest_file import DigestFile
 from pipeline.errors import Problem
 
 MAX_WORKERS = 8  # each holds one case: about 150 MB for 240 x 240 x 155 voxels
-
-
-@dataclass(frozen=True)
-class CaseReport:
-    """What is wrong with one case, and the digest of each of its images by file name."""
-
-    case: Case
-    problems: list[Problem]
-    digests: dict[str, str]
 
 
 CohortCheck = Callable[[DataList, Sequence[CaseReport]], list[Problem]]
@@ -40,24 +33,36 @@ def check_datalist(
     datalist: DataList,
     *,
     border_crop: Margins | None = None,
+    mask_nonfinite: bool = False,
+    known: DigestFile | None = None,
     num_workers: int | None = None,
     on_progress: Callable[[Case], None] | None = None,
 ) -> list[Problem]:
     """Check every case of all sections, then the cases against each other; errors come first.
 
-    `num_workers` threads (None: one per processor, 8 at most) hold one case each; threads serve as
-    well as processes because inflating, hashing and array arithmetic release the interpreter's
-    lock. `on_progress` is called in this thread after each case, in the list's order.
+    `mask_nonfinite` accepts NaN and infinite intensities, with a warning. What `known` remembers
+    of cases that have not changed is taken for what reading them would give, and what is read is
+    added to it; the result is the same. `num_workers` threads (None: one per processor, 8 at most)
+    hold one case each; threads serve as well as processes because inflating, hashing and array
+    arithmetic release the interpreter's lock. `on_progress` is called in this thread after each
+    case, in the list's order.
     """
     expectations = Expectations(
         border_crop=border_crop,
         modalities=datalist.modalities,
         label_names=tuple(datalist.labels),
+        mask_nonfinite=mask_nonfinite,
     )
+
+    def examine(case: Case) -> CaseReport:
+        if known is None:
+            return examine_case(case, expectations)
+        return examine_unless_known(case, expectations, known=known)
+
     reports = []
     executor = ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, MAX_WORKERS))
     try:
-        for report in executor.map(lambda case: examine_case(case, expectations), _cases(datalist)):
+        for report in executor.map(examine, _cases(datalist)):
             reports.append(report)
             if on_progress is not None:
                 on_progress(report.case)
@@ -71,11 +76,29 @@ def check_datalist(
 
 def examine_case(case: Case, expectations: Expectations) -> CaseReport:
     """Read `case` and run all `CHECKS`; a file that cannot be read is left out of them."""
-    content, problems = read_content(case, labels=case.label is not None)
+    content, problems = read_content(
+        case, labels=case.label is not None, mask_nonfinite=expectations.mask_nonfinite
+    )
     for check in CHECKS:
         problems += check(content, expectations)
     digests = {image.name: image.digest for image in content.images if not image.is_constant}
     return CaseReport(case, errors_first(problems), digests)
+
+
+def examine_unless_known(
+    case: Case, expectations: Expectations, *, known: DigestFile
+) -> CaseReport:
+    """Return what `known` remembers of the case, or `examine_case` and have it remembered."""
+    held_against = asdict(expectations)
+    state = known.state_of(case, expectations=held_against)
+    recalled = known.recall(case, state)
+    if recalled is not None:
+        return recalled
+    report = examine_case(case, expectations)
+    # What changed while it was read may have been read half old, half new.
+    is_same = known.state_of(case, expectations=held_against) == state
+    known.remember(report, state if is_same else None)
+    return report
 
 
 def errors_first(problems: Iterable[Problem]) -> list[Problem]:

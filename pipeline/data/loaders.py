@@ -6,7 +6,9 @@ often, by which worker, or in which process a sample was drawn before.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from monai.data import DataLoader
 from torch.utils.data import Dataset, Sampler
 
+from pipeline.signals import STOP_SIGNALS
 from transforms.augmentation import seed_of
 
 
@@ -95,9 +98,24 @@ def training_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
+        worker_init_fn=outlive_one_signal,
         pin_memory=torch.cuda.is_available(),
     )
     return loader, sampler
+
+
+def outlive_one_signal(_worker: int) -> None:
+    """Let a worker ignore the first of each stop signal; a second one ends it.
+
+    Batch systems and terminals signal every process of a job. The run answers after its iteration,
+    for which it needs its workers.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, _ignore_once)
+
+
+def _ignore_once(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 def validation_loader(cases: Dataset) -> DataLoader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from pipeline.data.datalist import Case
 from pipeline.errors import DataError, Problem
 from transforms.labels import values_to_classes
 
+LOG = logging.getLogger(__name__)
+
 
 class LoadCase(Transform):
     """Read a case: ``{"image": ..., "label": ..., "case": id}``.
@@ -29,25 +32,35 @@ class LoadCase(Transform):
     `image` is a float32 MetaTensor (4, X, Y, Z) in modality order; `label` a uint8 MetaTensor
     (1, X, Y, Z) of class indices, there only with ``labels=True``. Both lie on the grid of the
     files, untouched. Images on different grids are refused, unless `resample_to` is the index of
-    the modality whose grid the others are brought to (`pipeline.data.resampling`). Their meta holds
+    the modality whose grid the others are brought to (`pipeline.data.resampling`). NaN and infinite
+    intensities are refused, unless `mask_nonfinite` sets them to 0 before anything else and logs
+    how many they are; an image that holds nothing else is refused all the same. Their meta holds
     what MONAI's LoadImaged gives, except that `filename_or_obj` is a bare file name: paths do not
     leave the machine in a checkpoint.
     """
 
-    def __init__(self, *, labels: bool, resample_to: int | None = None) -> None:
+    def __init__(
+        self, *, labels: bool, resample_to: int | None = None, mask_nonfinite: bool = False
+    ) -> None:
         if labels and resample_to is not None:
             raise ValueError("resample_to is for images without labels: labels are not resampled")
         self.labels = labels
         self.resample_to = resample_to
+        self.mask_nonfinite = mask_nonfinite
 
     def __call__(self, case: Case) -> dict[str, Any]:
         """Return the tensors of `case`; DataError lists everything that is wrong with its files."""
-        content, problems = read_content(case, labels=self.labels)
+        content, problems = read_content(
+            case, labels=self.labels, mask_nonfinite=self.mask_nonfinite
+        )
         if self.resample_to is None:
             problems += grid_problems(content)
         problems += nonfinite_problems(content)  # before resampling, which would spread them
-        if problems:
-            raise DataError.of(*problems)
+        errors = [problem for problem in problems if problem.severity == "error"]
+        if errors:
+            raise DataError.of(*errors)
+        for warning in problems:
+            LOG.warning("%s", warning)
         if self.resample_to is not None:
             content = bring_to_grid(content, self.resample_to)
         result: dict[str, Any] = {"image": _stack(content), "case": case.id}

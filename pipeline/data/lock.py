@@ -40,6 +40,12 @@ def locked_folder(folder: Path) -> Iterator[None]:
                 f"{folder.name}: in use by {holder}. Wait for it or choose another --output-dir."
             ) from error
         handle.truncate(0)
-        handle.write(f"process {os.getpid()}")
-        handle.flush()
+        # Past the buffer of `handle`, which would try once more when it is closed.
+        try:
+            os.write(handle.fileno(), f"process {os.getpid()}".encode())
+        except OSError as error:
+            raise ResourceError(
+                f"{folder.name}: cannot be written to: {error.strerror}. Free some space or choose "
+                "another --output-dir."
+            ) from error
         yield

@@ -163,7 +163,8 @@ def _judge_units(header: nib.Nifti1Header, name: str) -> None:
 
 def _judge_affine(header: nib.Nifti1Header, name: str) -> np.ndarray:
     try:
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # not finite is refused below
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError):  # a quaternion that is none
         affine = np.full((4, 4), np.nan)
     judge_affine(affine, name=name, remedy=AFFINE_REMEDY)

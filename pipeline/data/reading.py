@@ -154,7 +154,8 @@ def judge_size(shape: tuple[int, ...], dtype: np.dtype, *, name: str) -> None:
 
 def judge_affine(affine: np.ndarray, *, name: str, remedy: str) -> None:
     """Refuse an affine (4, 4) that is not finite, not invertible, or not in mm: ``affine``."""
-    spacing = voxel_sizes(affine)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite is out of range, too
+        spacing = voxel_sizes(affine)
     in_range = np.all((spacing >= MIN_SPACING_MM) & (spacing <= MAX_SPACING_MM))
     usable = bool(in_range and np.all(np.isfinite(affine)))
     if usable and abs(np.linalg.det(affine[:3, :3] / spacing)) >= MIN_DETERMINANT:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.files import replace_file
+from pipeline.data.files import replace_files
 from pipeline.data.json_files import json_bytes
 from pipeline.errors import ResourceError, SettingsError
 from pipeline.evaluation.comparison import comparison_document, comparison_rows
@@ -61,8 +61,7 @@ def write_comparison(
 
 
 def _written(folder: Path, contents: dict[str, bytes]) -> list[Path]:
-    for name, content in contents.items():
-        replace_file(folder / name, content)
+    replace_files(folder, contents)
     return [folder / name for name in contents]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.inference.needs import SAFETY, meta_twin, predict_forward_bytes
-from pipeline.inference.predictor import Member, free_bytes
+from pipeline.inference.memory import free_bytes
+from pipeline.inference.needs import SAFETY, meta_twin, predict_forward_bytes, times
+from pipeline.inference.predictor import Member
 from pipeline.model.speed import convolution_flop_per_second
 
 NUM_MIRRORINGS = 8
@@ -52,10 +53,10 @@ def _pass_in_words(member: Member, image: torch.Tensor) -> str:
     size = image.shape[1:] if window is None else window
     forward = predict_forward_bytes(member.network, image_shape=(1, image.shape[0], *size))
     beside = member.bytes_afterwards(image)
-    how = "in one pass" if window is None else f"in windows of {_times(window)}"
+    how = "in one pass" if window is None else f"in windows of {times(window)}"
     least, most = (forward + beside) / 1e9, (SAFETY * forward + beside) / 1e9
     return (
-        f"{member.model.name}: {_times(image.shape[1:])} voxels {how}, "
+        f"{member.model.name}: {times(image.shape[1:])} voxels {how}, "
         f"{least:.1f} to {most:.1f} GB of memory of "
         f"{free_bytes(member.device) / 1e9:.1f} GB free"
     )
@@ -77,7 +78,3 @@ def _most_bytes(member: Member, num_voxels: int, settings: Mapping[str, Any]) ->
     if settings["uncertainty_samples"]:
         num_maps += 2 * (1 + len(header["regions"]))
     return num_voxels * (1 + FLOAT_BYTES * num_maps)
-
-
-def _times(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))

@@ -78,16 +78,39 @@ def choose_window(
 
     if needed_bytes(max(size)) <= free_bytes:
         return None
-    smallest = -(-MIN_WINDOW // divisor) * divisor
+    smallest = _smallest_edge(divisor)
     edges = range(smallest, max(*size, smallest) + 1, divisor)
     num_fitting = bisect_left(edges, True, key=lambda edge: needed_bytes(edge) > free_bytes)
     if num_fitting == 0:
         raise ResourceError(
-            f"not enough memory for a volume of {_times(size)} voxels, not even in windows of "
-            f"{_times(window_of(smallest))}: needed {needed_bytes(smallest) / 1e9:.2f} GB, free "
+            f"not enough memory for a volume of {times(size)} voxels, not even in windows of "
+            f"{times(window_of(smallest))}: needed {needed_bytes(smallest) / 1e9:.2f} GB, free "
             f"{free_bytes / 1e9:.2f} GB. End other programs, or use a machine with more memory"
         )
     return window_of(edges[num_fitting - 1])
+
+
+def halved_window(
+    window: Sequence[int] | None, *, size: Sequence[int], divisor: int
+) -> tuple[int, int, int] | None:
+    """Return the window to try where `window` (None: the whole volume) did not fit after all.
+
+    Its longest edge is half as long, in multiples of the divisor and at least `MIN_WINDOW`; None
+    where that is no smaller.
+
+    Args:
+        window: What did not fit, in voxels.
+        size: (X, Y, Z) of the preprocessed volume.
+        divisor: of the network.
+    """
+    tried = tuple(map(min, window or size, size))
+    edge = max(max(tried) // 2 // divisor * divisor, _smallest_edge(divisor))
+    x, y, z = (min(edge, length) for length in tried)
+    return None if (x, y, z) == tried else (x, y, z)
+
+
+def _smallest_edge(divisor: int) -> int:
+    return -(-MIN_WINDOW // divisor) * divisor
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -150,5 +173,6 @@ def _run_on_meta(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, i
     return live.peak, logits.shape[1]
 
 
-def _times(size: Sequence[int]) -> str:
+def times(size: Sequence[int]) -> str:
+    """Return a size in words."""
     return " x ".join(str(length) for length in size)

@@ -10,9 +10,16 @@ import torch
 from monai.data import MetaTensor
 
 from networks import VolumeInferer
-from pipeline.data.caching import free_memory_bytes
-from pipeline.errors import DataError, Problem, SettingsError
-from pipeline.inference.needs import choose_window
+from pipeline.errors import DataError, Problem, ResourceError, SettingsError
+from pipeline.inference.memory import fitting, free_bytes
+from pipeline.inference.needs import (
+    HEAP_BYTES,
+    SAFETY,
+    choose_window,
+    halved_window,
+    predict_forward_bytes,
+    times,
+)
 from pipeline.inference.uncertainty import dropout_active, seeded_pass
 from pipeline.model.trained import TrainedModel, require_alike
 from transforms import build_postprocessing, build_preprocessing
@@ -95,12 +102,69 @@ class Member:
             free_bytes=free_bytes(self.device) - self.bytes_afterwards(image),
         )
 
+    def smaller_window(self, window: Sequence[int] | None, image: torch.Tensor) -> tuple[int, ...]:
+        """Return the window to try after `window` was too large for the memory that there is.
+
+        Raises:
+            ResourceError: It was the smallest; or it was asked for, and is not changed unasked.
+        """
+        _, *size = image.shape
+        divisor = self.model.preprocessing["divisor"]
+        tried = tuple(size) if window is None else tuple(map(min, window, size))
+        smaller = halved_window(tried, size=size, divisor=divisor)
+        if self.window == "auto" and smaller is not None:
+            return smaller
+        shape = (1, image.shape[0], *tried)
+        needed = SAFETY * predict_forward_bytes(self.network, image_shape=shape) + HEAP_BYTES
+        remedy = (
+            "Leave --window out, so that it is chosen by the memory, or choose a smaller one"
+            if self.window != "auto" and smaller is not None
+            else "End other programs, or use a machine with more memory"
+        )
+        raise ResourceError(
+            f"{self.model.name}: out of memory with {times(tried)} of {times(size)} voxels in one "
+            f"pass, which needs about {needed / 1e9:.2f} GB of memory; free now: "
+            f"{free_bytes(self.device) / 1e9:.2f} GB. {remedy}."
+        )
+
     def bytes_afterwards(self, image: torch.Tensor) -> int:
         """Return what the way back to the case's own grid takes beside, where that is memory."""
         if self.device.type != "cpu" or not isinstance(image, MetaTensor):
             return 0
         num_voxels = prod(int(size) for size in image.meta["spatial_shape"])
         return VOLUMES_AFTERWARDS * self.model.network["out_channels"] * num_voxels * FLOAT_BYTES
+
+    def fitting_probabilities(
+        self, prepared: Item, *, window: tuple[int, ...] | None, flips: bool
+    ) -> tuple[MetaTensor, tuple[int, ...] | None]:
+        """Do what `probabilities` does, in smaller windows where memory runs out; return which.
+
+        Raises:
+            ResourceError: See `smaller_window`.
+        """
+        return fitting(
+            lambda size: self.probabilities(prepared, window=size, flips=flips),
+            window,
+            smaller=lambda size: self.smaller_window(size, prepared["image"]),
+            name=self.model.name,
+        )
+
+    def fitting_sample(
+        self, prepared: Item, *, window: tuple[int, ...] | None, seed: int, index: int
+    ) -> tuple[MetaTensor, tuple[int, ...] | None]:
+        """Do what `fitting_probabilities` does with dropout on, seeded by (`seed`, `index`)."""
+
+        def attempt(size: tuple[int, ...] | None) -> MetaTensor:
+            # Left before the sample is handed out: what is done with it is not seeded.
+            with dropout_active(self.network), seeded_pass(seed=seed, index=index):
+                return self.probabilities(prepared, window=size, flips=False)
+
+        return fitting(
+            attempt,
+            window,
+            smaller=lambda size: self.smaller_window(size, prepared["image"]),
+            name=self.model.name,
+        )
 
     def probabilities(
         self, prepared: Item, *, window: Sequence[int] | None, flips: bool
@@ -175,9 +239,10 @@ class Predictor:
         return {"probabilities": mean, "classes": classes}
 
     def _probabilities(self, member: Member, prepared: Item) -> MetaTensor:
-        window = member.window_for(prepared["image"])
+        first = member.window_for(prepared["image"])
+        found, window = member.fitting_probabilities(prepared, window=first, flips=member.flips)
         self.windows.append(window)
-        return member.probabilities(prepared, window=window, flips=member.flips)
+        return found
 
     def samples(
         self, prepared: Sequence[Item], *, num_samples: int, seed: int
@@ -194,9 +259,7 @@ class Predictor:
             window = member.window_for(item["image"])
             for number in range(num_samples):
                 index = position * num_samples + number
-                # Left before each sample is handed out: what is done with it is not seeded.
-                with dropout_active(member.network), seeded_pass(seed=seed, index=index):
-                    sample = member.probabilities(item, window=window, flips=False)
+                sample, window = member.fitting_sample(item, window=window, seed=seed, index=index)
                 yield sample
 
 
@@ -205,10 +268,3 @@ def _require_usable(window: Sequence[int] | int | None, overlap: float) -> None:
         VolumeInferer(window=window, overlap=overlap)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that may still be taken on `device`."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return free_memory_bytes()

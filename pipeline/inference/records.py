@@ -73,8 +73,7 @@ def remove_outdated(folder: Path, case: str, *, kept: Iterable[str]) -> None:
     Probabilities of one model beside the mask of another would be taken for its own.
     """
     record = _stored_record(folder, case)
-    outputs = {} if record is None else record["outputs"]
-    for name in set(outputs) - set(kept):
+    for name in set({} if record is None else record["outputs"]) - set(kept):
         if name.startswith(case) and name == Path(name).name:
             (folder / name).unlink(missing_ok=True)
 
@@ -95,7 +94,7 @@ def finished_record(folder: Path, case: str, origin: Mapping[str, Any]) -> dict[
     if record is None or any(record.get(key) != origin[key] for key in origin):
         return None
     whole = mask_path(folder, case).name in record["outputs"] and all(
-        (folder / name).is_file() and file_digest(folder / name) == digest
+        Path(name).name == name and _is_ours(folder / name) and file_digest(folder / name) == digest
         for name, digest in record["outputs"].items()
     )
     return record if whole else None
@@ -108,7 +107,7 @@ def _stored_record(folder: Path, case: str) -> dict[str, Any] | None:
     """
     path = record_path(folder, case)
     try:
-        record = read_json(path) if path.is_file() else None
+        record = read_json(path) if _is_ours(path) else None
     except DataError:
         return None
     usable = isinstance(record, dict) and isinstance(record.get("outputs"), dict)
@@ -127,11 +126,16 @@ def claim_folder(folder: Path, request: Mapping[str, Any], *, overwrite: bool) -
         SettingsError: There are masks made otherwise, or nobody knows how; what differs is named.
     """
     path = folder / REQUEST
-    stored = read_json(path) if path.is_file() else None
+    stored = read_json(path) if _is_ours(path) else None
     if not overwrite:
         _require_same(folder, stored, request)
     if stored != request:
         replace_file(path, json_bytes(dict(request)))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is at `path`: a link is none that this project wrote, and is not followed."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _require_same(folder: Path, stored: Any, request: Mapping[str, Any]) -> None:
@@ -142,7 +146,10 @@ def _require_same(folder: Path, stored: Any, request: Mapping[str, Any]) -> None
             f"{folder.name}: there are masks already, such as {mask.name}, and no record of how "
             f"they were made. {remedy}"
         )
-    differing = [name for name in request if stored and stored.get(name) != request[name]]
+    if stored is None:
+        return
+    known = stored if isinstance(stored, dict) else {}
+    differing = [name for name in request if known.get(name) != request[name]]
     if differing:
         raise SettingsError(
             f"{folder.name}: its masks are made with other {' and '.join(differing)}. {remedy}"

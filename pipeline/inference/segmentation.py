@@ -81,7 +81,9 @@ class Segmenter:
             )
         target = None if resample_to is None else modalities.index(resample_to)
         self._require_cleanable()
-        self.load = LoadCase(labels=False, resample_to=target)
+        self.load = LoadCase(
+            labels=False, resample_to=target, mask_nonfinite=settings["mask_nonfinite"]
+        )
 
     def _require_cleanable(self) -> None:
         """Raise SettingsError now, and not after the first case, if the regions do not allow it."""

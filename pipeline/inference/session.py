@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pipeline.data.datalist import Case
 from pipeline.errors import DataError, Problem, RunStopped, unwrapping
+from pipeline.inference.memory import memory_told
 from pipeline.inference.records import finished_record, input_digests
 from pipeline.inference.segmentation import Segmenter
 from pipeline.signals import StopRequest
@@ -47,7 +48,7 @@ def segment_cases(cases: Sequence[Case], *, segmenter: Segmenter, stop: StopRequ
 
     Raises:
         RunStopped: A signal asked for it; the case that was open is finished.
-        ResourceError: A file could not be written.
+        ResourceError: A file could not be written, or memory ran out.
     """
     outcome = Outcome()
     modalities = segmenter.models[0].header["modality"]
@@ -58,7 +59,7 @@ def segment_cases(cases: Sequence[Case], *, segmenter: Segmenter, stop: StopRequ
                 "cases, which are finished. Repeat the command to go on."
             )
         try:
-            with unwrapping():
+            with memory_told(case.id), unwrapping():
                 _segment_one(case, modalities, segmenter, outcome)
         except DataError as error:
             LOG.error("%s: not segmented: %s", case.id, error)

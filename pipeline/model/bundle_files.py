@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 
-from pipeline.data.json_files import read_json
+from pipeline.data.json_files import parse_json
 from pipeline.errors import DataError, Problem
 
 METADATA = "configs/metadata.json"
 WEIGHTS = "models/model.safetensors"
 SUMS = "SHA256SUMS"
+EXECUTED = ("scripts", "configs/logging.conf")
+"""What MONAI would execute, and this project never exports."""
+MAX_BYTES = 4 * 2**30
+MAX_TEXT_BYTES = 16 * 2**20
 MODEL_KEY = "trained_model"
 """Where the metadata keep the plain values that a checkpoint holds besides the weights."""
 
@@ -36,8 +42,9 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: The bundle is not one of this project, or its files are not those it was made of.
     """
-    _require_whole(folder)
-    metadata = read_json(folder / METADATA)
+    _refuse_code(folder)
+    contents = _verified_contents(folder)
+    metadata = parse_json(contents[METADATA], path=folder / METADATA)
     values = metadata.get(MODEL_KEY) if isinstance(metadata, dict) else None
     if not isinstance(values, dict) or set(values) != VALUES:
         raise _unusable(
@@ -48,8 +55,9 @@ def read_bundle(folder: Path) -> dict[str, Any]:
             remedy="Only bundles made by pipeline.export can be read; run others with MONAI.",
         )
     try:
-        weights = safetensors.torch.load((folder / WEIGHTS).read_bytes())
-    except SafetensorError as error:
+        weights = safetensors.torch.load(contents[WEIGHTS])
+    # LookupError and ValueError: types and shapes that the format has and torch has not.
+    except (SafetensorError, LookupError, ValueError, RuntimeError) as error:
         raise _unusable(
             folder,
             WEIGHTS,
@@ -60,12 +68,25 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     return {**values, "weights": weights}
 
 
-def _require_whole(folder: Path) -> None:
-    """Compare the files that are read with their digests."""
+def _refuse_code(folder: Path) -> None:
+    """Refuse what no bundle of this project has, and MONAI would execute unasked."""
+    for name in EXECUTED:
+        if os.path.lexists(folder / name):
+            raise _unusable(
+                folder,
+                name,
+                expected="a bundle of plain data, as pipeline.export makes it",
+                found="what MONAI would execute",
+                remedy="Use it with MONAI, and only if you trust its author; or remove this.",
+            )
+
+
+def _verified_contents(folder: Path) -> dict[str, bytes]:
+    """Return the files that are read; each is what its digest says."""
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = _content_of(folder / SUMS).decode().splitlines()
         stated = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        contents = {name: (folder / name).read_bytes() for name in (METADATA, WEIGHTS)}
+        contents = {name: _content_of(folder / name) for name in (METADATA, WEIGHTS)}
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(
             folder,
@@ -83,6 +104,17 @@ def _require_whole(folder: Path) -> None:
                 found="another",
                 remedy="It was altered or damaged: copy the bundle again, or export the run again.",
             )
+    return contents
+
+
+def _content_of(path: Path) -> bytes:
+    """Return the content of a regular file; raises OSError. A device could deliver for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "A folder or a device")
+    limit = MAX_BYTES if path.suffix == ".safetensors" else MAX_TEXT_BYTES
+    if path.stat().st_size > limit:
+        raise OSError(errno.EFBIG, f"{path.name} of more than {limit} bytes")
+    return path.read_bytes()
 
 
 def _unusable(folder: Path, name: str, *, expected: str, found: str, remedy: str) -> DataError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,7 @@ import torch
 
 from pipeline.data.files import replace_file
 from pipeline.errors import DataError, Problem
+from pipeline.model.pickles import judge_pickle
 
 LAST, BEST = "last.pt", "best.pt"
 """Names of a run's checkpoints: where it stands, and its best validation."""
@@ -22,9 +24,15 @@ LAST, BEST = "last.pt", "best.pt"
 FORMAT = 1
 """Version of the content; raised when an older reader could not understand it."""
 
+NEWER_FORMAT = "newer-checkpoint"
+"""Kind of the problem that a checkpoint is whole, but from another version of this project."""
+
 REQUIRED_KEYS = frozenset(
     {"format", "weights", "network", "preprocessing", "header", "settings", "versions", "progress"}
 )
+
+# An entry is a tensor; the largest networks here have some hundred of them, and some hundred MB.
+MAX_ENTRIES, MAX_BYTES = 100_000, 16 * 2**30
 
 # What Python, zipfile and torch raise on a file whose bytes are not what they should be.
 DAMAGE = (
@@ -41,10 +49,16 @@ DAMAGE = (
 )
 
 
-def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path,
+    content: Mapping[str, Any],
+    *,
+    before_naming: Callable[[], None] = lambda: None,
+) -> None:
     """Write `content` (tensors and plain values only) so that `path` is whole at any moment.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and take the name last.
+    The bytes go to a temporary file in the same folder, reach the disk, and take the name last;
+    `before_naming` is called in between.
 
     Raises:
         ResourceError: The disk is full or cannot be written to; the old file is intact.
@@ -55,7 +69,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         raise ValueError(f"checkpoint lacks {sorted(missing)}")
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    replace_file(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue(), verify=lambda _: before_naming())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -66,6 +80,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is missing, damaged, from something else, or from a newer version.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe may wait for ever
+        raise _unusable(path, "a checkpoint", "a pipe or a device")
     try:
         with path.open("rb") as file:
             _verify_checksums(file)
@@ -77,9 +93,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise _unusable(path, "a whole checkpoint of this project", found) from error
     if not isinstance(content, dict) or not set(content) >= REQUIRED_KEYS:
         raise _unusable(path, f"the keys {sorted(REQUIRED_KEYS)}", "other content")
-    if content["format"] != FORMAT:
-        raise _unusable(path, f"format {FORMAT}", f"format {content['format']!r}")
+    stated = content["format"]
+    # Of another type it could be of any length, or have no truth.
+    if type(stated) is not int or stated != FORMAT:
+        found = f"format {stated}" if type(stated) is int else "none"
+        raise _unusable(path, f"format {FORMAT}", found, kind=NEWER_FORMAT)
     return content
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a file at `path` in which all checksums are right."""
+    try:
+        with path.open("rb") as file:
+            _verify_checksums(file)
+    except (OSError, *DAMAGE):
+        return False
+    return True
 
 
 def require_same_modalities(header: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
@@ -118,18 +147,38 @@ def _require_same(
 
 
 def _verify_checksums(file: BinaryIO) -> None:
+    """Read every entry to its end; one that could take more than the file's own size is refused.
+
+    torch stores its entries as they are. One that inflates, or entries that overlap, would let a
+    small file fill the memory.
+    """
     with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        num_bytes = sum(entry.file_size for entry in entries)
+        if len(entries) > MAX_ENTRIES or num_bytes > min(_size_of(file), MAX_BYTES):
+            raise zipfile.BadZipFile(f"{len(entries)} entries of {num_bytes} bytes")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise zipfile.BadZipFile("a compressed entry")
         damaged = archive.testzip()
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                judge_pickle(archive.read(entry))
     if damaged is not None:
         raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
     file.seek(0)
 
 
-def _unusable(path: Path, expected: str, found: str) -> DataError:
+def _size_of(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _unusable(
+    path: Path, expected: str, found: str, *, kind: str = "unusable-checkpoint"
+) -> DataError:
     return DataError.of(
         Problem(
             case="checkpoint",
-            kind="unusable-checkpoint",
+            kind=kind,
             file=path.name,
             expected=expected,
             found=found,

@@ -7,17 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from networks import build_network
-from pipeline.config import build_settings
 from pipeline.data.datalist import region_classes_of
-from pipeline.errors import DataError, Problem
-from pipeline.model.bundle_files import is_bundle, read_bundle
+from pipeline.model.building import BUILD_ERRORS, built_with_weights
+from pipeline.model.bundle_files import WEIGHTS, is_bundle, read_bundle
 from pipeline.model.checkpoint import BEST, load_checkpoint
+from pipeline.model.values import REMEDY, judged_values, require_plain, unusable_model
 
 NUM_DIGITS = 16  # of a subject's digest: 64 bits tell a thousand subjects apart
 
@@ -80,13 +80,14 @@ class TrainedModel:
             DataError: The weights are not those of the network.
         """
         try:
-            network = build_network(**self.network)
-            network.load_state_dict(self.weights)
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise _problem(
+            network = built_with_weights(
+                self.network, self.weights, divisor=self.preprocessing["divisor"]
+            )
+        except BUILD_ERRORS as error:
+            raise unusable_model(
                 self.name,
                 expected=f"the weights of {self.network}",
-                found=str(error).splitlines()[0],
+                found=str(error).partition("\n")[0] or type(error).__name__,
                 remedy="Train or export the model again with this version.",
             ) from error
         return network.eval()
@@ -112,29 +113,38 @@ def load_model(path: Path) -> TrainedModel:
         DataError: There is no model, or it is damaged or foreign.
     """
     if path.is_dir() and is_bundle(path):
-        return TrainedModel(name=path.resolve().name, **read_bundle(path))
-    if path.is_dir() and not (path / BEST).is_file():
-        raise _problem(
+        name, values = path.resolve().name, read_bundle(path)
+        size = (path / WEIGHTS).stat().st_size
+    else:
+        file = _checkpoint_of(path)
+        name = f"{file.resolve().parent.name}/{file.name}"
+        values, size = _values_of(load_checkpoint(file), name), file.stat().st_size
+    return TrainedModel(name=name, **judged_values(values, name=name, max_weight_bytes=size))
+
+
+def _checkpoint_of(path: Path) -> Path:
+    """Return the checkpoint that `path` is, or that is in the run's folder `path`."""
+    if not path.is_dir():
+        return path
+    if not (path / BEST).is_file():
+        raise unusable_model(
             path.name,
             expected=f"a run's folder with {BEST}, a checkpoint, or an exported bundle",
             found=f"a folder without {BEST} and without configs/metadata.json",
             remedy="A run has its best checkpoint after its first validation.",
         )
-    file = path / BEST if path.is_dir() else path
-    content = load_checkpoint(file)
-    return TrainedModel(
-        name=f"{file.resolve().parent.name}/{file.name}",
-        weights=content["weights"],
-        network=content["network"],
-        preprocessing=content["preprocessing"],
-        header=content["header"],
-        # Settings that came later have their defaults.
-        settings=build_settings(content["settings"]).model_dump(mode="json"),
-        scores=_scores(content["progress"]["counters"]),
-        versions=content["versions"],
+    return path / BEST
+
+
+def _values_of(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the part of a checkpoint's content that is not for resuming."""
+    kept = ("weights", "network", "preprocessing", "header", "settings", "versions")
+    return {
+        **{key: content[key] for key in kept},
+        "scores": _scores(content["progress"], name),
         # Checkpoints of the first version do not have it.
-        trained_on=content.get("trained_on"),
-    )
+        "trained_on": content.get("trained_on"),
+    }
 
 
 def require_alike(models: Sequence[TrainedModel]) -> None:
@@ -149,7 +159,7 @@ def require_alike(models: Sequence[TrainedModel]) -> None:
             # Text, because the order counts: it numbers the channels and the classes.
             expected, found = (json.dumps(model.header[key]) for model in (first, other))
             if expected != found:
-                raise _problem(
+                raise unusable_model(
                     other.name,
                     expected=f"the {key} of {first.name}: {expected}",
                     found=found,
@@ -157,24 +167,21 @@ def require_alike(models: Sequence[TrainedModel]) -> None:
                 )
 
 
-def _scores(counters: Mapping[str, Any]) -> dict[str, float]:
+def _scores(progress: Any, name: str) -> dict[str, float]:
     """Return the scores of the last epoch, if that is where these weights are from."""
-    if not counters["history"]:
-        return {}
-    row = counters["history"][-1]
-    if row["iteration"] != counters["iteration"] or "dice_mean" not in row:
-        return {}
-    return {name: value for name, value in row.items() if isinstance(value, float)}
-
-
-def _problem(name: str, *, expected: str, found: str, remedy: str) -> DataError:
-    return DataError.of(
-        Problem(
-            case="model",
-            kind="unusable-model",
-            file=name,
-            expected=expected,
-            found=found,
-            remedy=remedy,
+    counters = progress.get("counters") if isinstance(progress, dict) else None
+    counters = counters if isinstance(counters, dict) else {}
+    history = counters.get("history")
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise unusable_model(
+            name, expected="counters with a history (progress)", found="others", remedy=REMEDY
         )
-    )
+    row = history[-1] if history else {}
+    facts = {**row, "iteration now": counters.get("iteration")}
+    require_plain(facts, name=name, key="progress", finite=False)
+    if "dice_mean" not in row or row.get("iteration") != facts["iteration now"]:
+        return {}
+    # A score that is no number says nothing.
+    return {
+        key: value for key, value in row.items() if isinstance(value, float) and isfinite(value)
+    }

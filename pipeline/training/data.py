@@ -15,6 +15,7 @@ from pipeline.data.datalist import Case
 from pipeline.data.loaders import EpochSampler, training_loader, validation_loader
 from pipeline.data.loading import LoadCase
 from pipeline.errors import SettingsError
+from pipeline.training.room import Foresight
 from transforms import build_augmentation
 
 LOG = logging.getLogger(__name__)
@@ -22,12 +23,11 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The loaders of a run, the sampler that positions the first, and a batch's (B, C, X, Y, Z)."""
+    """The loaders of a run, and the sampler that positions the first."""
 
     training: DataLoader
     sampler: EpochSampler
     validation: DataLoader
-    batch_shape: tuple[int, ...]
 
 
 def prepare_data(
@@ -40,6 +40,8 @@ def prepare_data(
     batch_size: int,
     num_workers: int,
     cache_memory_fraction: float,
+    mask_nonfinite: bool,
+    foresight: Foresight,
 ) -> TrainingData:
     """Read, preprocess and cache the cases; training cases come first where memory is short.
 
@@ -52,19 +54,34 @@ def prepare_data(
         batch_size: Training cases a batch; more than 1 needs cases of one size.
         num_workers: Processes that augment.
         cache_memory_fraction: Share of the free memory that the cache may take.
+        mask_nonfinite: Whether NaN and infinite voxels are taken for 0.
+        foresight: Is asked before the cache is filled, which leaves a training step its memory.
     """
-    budget = free_memory_bytes() * cache_memory_fraction
+    free = free_memory_bytes()
     # Flat, because MONAI takes a chain within a chain for a random transform and caches nothing.
-    training_chain = Compose([LoadCase(labels=True), *preprocessing.transforms])
+    training_chain = Compose(
+        [LoadCase(labels=True, mask_nonfinite=mask_nonfinite), *preprocessing.transforms]
+    )
     validation_chain = Compose(
         [
-            LoadCase(labels=True),
+            LoadCase(labels=True, mask_nonfinite=mask_nonfinite),
             CopyItemsd("label", names="reference"),
             *preprocessing.transforms,
         ]
     )
-    training_set, used = _cache("training", training_cases, training_chain, budget)
-    validation_set, _ = _cache("validation", validation_cases, validation_chain, budget - used)
+    # The largest of a few would be guessed; the first case is measured.
+    first = training_chain(training_cases[0])
+    step_bytes = foresight(
+        (batch_size, *first["image"].shape), num_batches=-(-len(training_cases) // batch_size)
+    )
+    budget = min(free * cache_memory_fraction, max(free - step_bytes, 0))
+    training_set, used = _cache(
+        "training", training_cases, training_chain, item_bytes(first), budget
+    )
+    first = validation_chain(validation_cases[0])
+    validation_set, _ = _cache(
+        "validation", validation_cases, validation_chain, item_bytes(first), budget - used
+    )
     if batch_size > 1:
         _require_one_size(training_set, batch_size)
     loader, sampler = training_loader(
@@ -74,8 +91,7 @@ def prepare_data(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    batch_shape = (batch_size, *training_set[0]["image"].shape)
-    return TrainingData(loader, sampler, validation_loader(validation_set), batch_shape)
+    return TrainingData(loader, sampler, validation_loader(validation_set))
 
 
 def _require_one_size(cases: CacheDataset, batch_size: int) -> None:
@@ -89,11 +105,9 @@ def _require_one_size(cases: CacheDataset, batch_size: int) -> None:
 
 
 def _cache(
-    name: str, cases: Sequence[Case], chain: Compose, budget_bytes: float
+    name: str, cases: Sequence[Case], chain: Compose, bytes_per_case: int, budget_bytes: float
 ) -> tuple[CacheDataset, int]:
     """Return the cached dataset and the bytes that its cache takes."""
-    # The largest of a few would be guessed; the first case is measured.
-    bytes_per_case = item_bytes(chain(cases[0]))
     num_cached = num_cacheable(len(cases), bytes_per_case=bytes_per_case, budget_bytes=budget_bytes)
     LOG.info(
         "Cache: %d of %d %s cases in memory, about %.0f MB each, %.2f GB of at most %.2f GB%s",

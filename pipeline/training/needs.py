@@ -13,10 +13,15 @@ from pipeline.model.speed import convolution_flop_per_second
 
 # Backward costs two convolutions for each forward one.
 PASSES_PER_STEP = 3
-# Parameters, their gradients and Adam's two moments.
-COPIES_IN_MEMORY = 4
-# A checkpoint holds parameters and moments; best and last, and one more while it is written.
-COPIES_ON_DISK = 3 * 3
+PARAMETER_BYTES = 4
+# Adam's.
+NUM_MOMENTS = 2
+# Parameters, their gradients and the moments.
+COPIES_IN_MEMORY = 2 + NUM_MOMENTS
+# A checkpoint holds parameters and moments.
+COPIES_IN_CHECKPOINT = 3
+# best, last, the one before it, and one more while it is written.
+NUM_CHECKPOINTS = 4
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,16 @@ class Needs:
         step_bytes: Memory of a training step: what the backward pass keeps, and the parameters.
             The peak is higher by the gradients in flight and by what the allocator cannot reuse:
             12 to 15 GB were seen at full size where this says 9.5.
-        disk_bytes: Of the checkpoints.
+        new_step_bytes: The part of it that is not there before the first step, gradients left out
+            because they come as what was kept goes: whoever has less memory free cannot train.
+        checkpoint_bytes: Of one checkpoint.
     """
 
     num_parameters: int
     step_flop: int
     step_bytes: int
-    disk_bytes: int
+    new_step_bytes: int
+    checkpoint_bytes: int
 
 
 def predict_needs(network: torch.nn.Module, *, image_shape: Sequence[int]) -> Needs:
@@ -57,12 +65,16 @@ def predict_needs(network: torch.nn.Module, *, image_shape: Sequence[int]) -> Ne
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), counter:
         logits = twin(image)
         torch.log_softmax(logits, dim=1).sum()
-    parameters = sum(parameter.numel() * 4 for parameter in twin.parameters())
+    num_parameters = sum(parameter.numel() for parameter in twin.parameters())
+    copy_bytes = num_parameters * PARAMETER_BYTES
+    owned = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
+    kept_bytes = sum(storage.nbytes() for key, storage in kept.items() if key not in owned)
     return Needs(
-        num_parameters=parameters // 4,
+        num_parameters=num_parameters,
         step_flop=PASSES_PER_STEP * counter.get_total_flops(),
-        step_bytes=sum(s.nbytes() for s in kept.values()) + COPIES_IN_MEMORY * parameters,
-        disk_bytes=COPIES_ON_DISK * parameters,
+        step_bytes=kept_bytes + COPIES_IN_MEMORY * copy_bytes,
+        new_step_bytes=kept_bytes + NUM_MOMENTS * copy_bytes,
+        checkpoint_bytes=COPIES_IN_CHECKPOINT * copy_bytes,
     )
 
 
@@ -73,6 +85,6 @@ def describe(needs: Needs, *, num_iterations: int, device: torch.device) -> str:
     return (
         f"Needs: {needs.num_parameters:,} parameters; {num_iterations} iterations of "
         f"{needs.step_flop / 1e9:,.0f} GFLOP and at least {needs.step_bytes / 1e9:.1f} GB of "
-        f"memory each; {needs.disk_bytes / 1e6:.0f} MB of disk for checkpoints; roughly "
-        f"{total_minutes:.0f} min on this {device.type}, validation apart"
+        f"memory each; {NUM_CHECKPOINTS * needs.checkpoint_bytes / 1e6:.0f} MB of disk for "
+        f"checkpoints; roughly {total_minutes:.0f} min on this {device.type}, validation apart"
     )

@@ -16,7 +16,8 @@ from monai.engines import SupervisedTrainer
 from networks.layout import memory_format_of
 from pipeline.data.files import replace_file
 from pipeline.errors import RunStopped
-from pipeline.model.checkpoint import BEST, FORMAT, LAST, save_checkpoint
+from pipeline.model.checkpoint import BEST, FORMAT, save_checkpoint
+from pipeline.model.generations import save_last
 from pipeline.signals import StopRequest
 from pipeline.training.data import TrainingData
 from pipeline.training.engines import build_evaluator, build_trainer
@@ -189,7 +190,7 @@ class TrainingRun:
             bar.close()
             board.close()
         if not self._is_finished():
-            self._save(LAST)
+            self.save_last()
             raise RunStopped(
                 f"stopped by {self.stop.signal_name} after iteration {self.progress.iteration} of "
                 f"{self.num_iterations}; the state is saved. Repeat the command with --resume."
@@ -215,7 +216,7 @@ class TrainingRun:
         )
         every = self.settings["checkpoint"]["every_iterations"]
         if every is not None and engine.state.iteration % every == 0:
-            self._save(LAST)
+            self.save_last()
 
     def _finish_epoch(self) -> None:
         """Validate where it is due, keep the row, save; undone if a signal comes meanwhile."""
@@ -234,7 +235,7 @@ class TrainingRun:
             row |= self.evaluator.state.metrics
         self.progress.add_epoch(row)
         self._keep_if_best(row)
-        self._save(LAST)
+        self.save_last()
         self._write_metrics()
         if self._is_finished():
             self.trainer.terminate()
@@ -263,31 +264,32 @@ class TrainingRun:
         if "dice_mean" in row and self.progress.is_better(row["dice_mean"]):
             self.progress.best_score = row["dice_mean"]
             self.progress.best_epoch = row["epoch"]
-            self._save(BEST)
+            save_checkpoint(self.folder / BEST, self._content())
 
-    def _save(self, name: str) -> None:
+    def save_last(self) -> None:
+        """Save the state as it is as `last`, which keeps the one before it."""
+        save_last(self.folder, self._content())
+
+    def _content(self) -> dict[str, Any]:
         scaler = self.trainer.scaler
-        save_checkpoint(
-            self.folder / name,
-            {
-                "format": FORMAT,
-                "weights": self.network.state_dict(),
-                "network": self.model.network,
-                "preprocessing": self.model.preprocessing,
-                "header": self.model.header,
-                "trained_on": self.model.trained_on,
-                "settings": dict(self.settings),
-                "versions": {name: version(name) for name in ("torch", "monai")},
-                "progress": {
-                    "optimizer": self.optimizer.state_dict(),
-                    "scheduler": self.scheduler.state_dict(),
-                    "scaler": None if scaler is None else scaler.state_dict(),
-                    "gradients": self._open_gradients(),
-                    "counters": self.progress.to_dict(),
-                    "fingerprint": self.fingerprint,
-                },
+        return {
+            "format": FORMAT,
+            "weights": self.network.state_dict(),
+            "network": self.model.network,
+            "preprocessing": self.model.preprocessing,
+            "header": self.model.header,
+            "trained_on": self.model.trained_on,
+            "settings": dict(self.settings),
+            "versions": {name: version(name) for name in ("torch", "monai")},
+            "progress": {
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "gradients": self._open_gradients(),
+                "counters": self.progress.to_dict(),
+                "fingerprint": self.fingerprint,
             },
-        )
+        }
 
     def _open_gradients(self) -> list[torch.Tensor]:
         """Return the gradients that an unfinished accumulation holds; empty after a step."""

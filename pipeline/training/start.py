@@ -15,49 +15,20 @@ from networks import build_network
 from pipeline.data.datalist import Case, DataList
 from pipeline.data.files import replace_file, sweep_temporaries
 from pipeline.errors import DataError, Problem, SettingsError
-from pipeline.model.checkpoint import BEST, LAST, load_checkpoint, require_same_modalities
+from pipeline.model.checkpoint import load_checkpoint, require_same_modalities
 from pipeline.model.trained import subject_digest
 from pipeline.signals import StopRequest
-from pipeline.training.data import prepare_data
+from pipeline.training.data import TrainingData, prepare_data
 from pipeline.training.keras_weights import load_keras_weights
-from pipeline.training.needs import describe, predict_needs
 from pipeline.training.progress import Progress
+from pipeline.training.room import Foresight
 from pipeline.training.run import Model, TrainingRun, seed_everything
+from pipeline.training.shortage import naming_shortages, smaller_cache, smaller_step
+from pipeline.training.stored import StoredState
 from transforms import build_preprocessing
 
 LOG = logging.getLogger(__name__)
 SETTINGS = "settings.json"
-
-
-def stored_state(folder: Path, *, resume: bool) -> dict[str, Any] | None:
-    """Return the state to resume from, or None where a new run starts in `folder`.
-
-    Raises:
-        SettingsError: There is a run in the folder and it is not to be resumed.
-        DataError: The checkpoint cannot be used; a new run is never started instead.
-    """
-    if not (folder / SETTINGS).exists():
-        return None
-    if not resume:
-        raise SettingsError(
-            f"{folder.name}: there is a run in this folder. Continue it with --resume, or choose "
-            "another --output-dir."
-        )
-    if not any((folder / name).exists() for name in (LAST, BEST)):
-        return None  # it ended before its first checkpoint
-    return load_checkpoint(folder / LAST)
-
-
-def finished_progress(
-    state: Mapping[str, Any] | None, *, max_epochs: int, early_stopping: int | None
-) -> Progress | None:
-    """Return how a run went whose state says that nothing is left to do, else None."""
-    if state is None:
-        return None
-    progress = Progress.from_dict(state["progress"]["counters"])
-    if not progress.is_finished(max_epochs=max_epochs, early_stopping=early_stopping):
-        return None
-    return progress
 
 
 def fingerprint(
@@ -80,7 +51,7 @@ def train(
     folder: Path,
     settings: dict[str, Any],
     device: torch.device,
-    state: Mapping[str, Any] | None = None,
+    state: StoredState | None = None,
     init_weights: Path | None = None,
 ) -> Progress:
     """Train in `folder` and return how it went.
@@ -90,34 +61,28 @@ def train(
         folder: The run's own folder.
         settings: All settings as plain values; they are stored in every checkpoint.
         device: Where the network runs.
-        state: A checkpoint's content to resume from.
+        state: What to resume from.
         init_weights: A Keras file of the article (.h5), or a checkpoint, to start from.
 
     Raises:
         DataError: The data are not those that the checkpoint was trained on.
+        ResourceError: Memory or disk cannot suffice, as predicted before the cache is filled, or
+            runs out; or a loader worker was killed.
         RunStopped, NumericalError, ResourceError: See `TrainingRun.go`.
     """
+    if state is not None and state.remark:
+        LOG.warning(state.remark)
     sweep_temporaries(folder)
     seed_everything(settings["seed"], deterministic=settings["training"]["deterministic"])
     training_cases, validation_cases = datalist.split(settings["fold"])
     mark = fingerprint(datalist.header(), training_cases, validation_cases)
     if state is not None:
-        _require_same_data(state, datalist.header(), mark)
+        _require_same_data(state.content, datalist.header(), mark)
     model, network = _build_model(datalist, settings, training_cases)
     if init_weights is not None and state is None:
         load_weights(network, init_weights, header=datalist.header())
-    data = prepare_data(
-        training_cases,
-        validation_cases,
-        preprocessing=build_preprocessing(**model.preprocessing),
-        augmentation=settings["augmentation"],
-        seed=settings["seed"],
-        batch_size=settings["training"]["batch_size"],
-        **settings["loading"],
-    )
-    needs = predict_needs(network, image_shape=data.batch_shape)
-    num_iterations = settings["training"]["max_epochs"] * len(data.training)
-    LOG.info(describe(needs, num_iterations=num_iterations, device=device))
+    foresight = Foresight(network, folder=folder, settings=settings, device=device)
+    data = _cached_data(training_cases, validation_cases, model, settings, foresight)
     replace_file(folder / SETTINGS, json.dumps(settings, indent=2).encode())
     with StopRequest() as stop:
         run = TrainingRun(
@@ -130,9 +95,43 @@ def train(
             device=device,
             stop=stop,
         )
-        if state is not None:
-            run.restore(state)
-        return run.go()
+        with naming_shortages(
+            settings,
+            doing=lambda: f"after iteration {run.progress.iteration}",
+            remedy=smaller_step(settings, device),
+            device=device,
+            needed_bytes=foresight.new_step_bytes,
+        ):
+            if state is not None:
+                run.restore(state.content)
+                if state.remark:
+                    run.save_last()
+            return run.go()
+
+
+def _cached_data(
+    training_cases: Sequence[Case],
+    validation_cases: Sequence[Case],
+    model: Model,
+    settings: Mapping[str, Any],
+    foresight: Foresight,
+) -> TrainingData:
+    with naming_shortages(
+        settings,
+        doing=lambda: "while the cases were read and cached",
+        remedy=smaller_cache(settings),
+        device=torch.device("cpu"),
+    ):
+        return prepare_data(
+            training_cases,
+            validation_cases,
+            preprocessing=build_preprocessing(**model.preprocessing),
+            augmentation=settings["augmentation"],
+            seed=settings["seed"],
+            batch_size=settings["training"]["batch_size"],
+            foresight=foresight,
+            **settings["loading"],
+        )
 
 
 def load_weights(network: torch.nn.Module, path: Path, *, header: Mapping[str, Any]) -> None:

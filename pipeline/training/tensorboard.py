@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 from pipeline.evaluation.overlap import BACKGROUND
 
 FOLDER_NAME = "tensorboard"
+HOST = "run"
 
 
 class Board:
@@ -23,7 +26,8 @@ class Board:
 
     def __init__(self, run_folder: Path, *, first_iteration: int) -> None:
         self.folder = run_folder / FOLDER_NAME
-        self.writer = SummaryWriter(str(self.folder), purge_step=first_iteration + 1)
+        with _nameless_host():
+            self.writer = SummaryWriter(str(self.folder), purge_step=first_iteration + 1)
 
     def add_hyper_parameters(self, settings: Mapping[str, Any]) -> None:
         """Show the run's settings, flat, in the HPARAMS tab beside its mean region Dice."""
@@ -50,8 +54,21 @@ class Board:
         self.writer.flush()
 
     def close(self) -> None:
-        """Write what is buffered."""
+        """Write what is buffered; raises OSError where that, or anything before, failed."""
+        # Only a flush hands on what went wrong in the thread that writes.
+        self.writer.flush()
         self.writer.close()
+
+
+@contextmanager
+def _nameless_host() -> Iterator[None]:
+    """Keep the machine's name out of the names of event files, for which there is no option."""
+    name_of_host = socket.gethostname
+    socket.gethostname = lambda: HOST
+    try:
+        yield
+    finally:
+        socket.gethostname = name_of_host
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | str | float]:
