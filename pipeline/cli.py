@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
+import select
 import stat
 import sys
 import traceback
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 
 LOG_NAME = "log.txt"
+STDOUT = 1  # its file descriptor
 
 
 class ExitCode(IntEnum):
@@ -79,7 +82,12 @@ def console(*, stderr: bool = False) -> Console:
     """Return a console for text and tables; imported late, so that `--help` stays quick."""
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave it to `run_verb`; rich would end the process with 1."""
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    return Screen(stderr=stderr, soft_wrap=True, highlight=False)
 
 
 @contextmanager
@@ -170,8 +178,10 @@ def run_verb(work: Callable[[argparse.Namespace], None], arguments: argparse.Nam
     try:
         with raised_signals():
             work(arguments)
+            sys.stdout.flush()
     except (PipelineError, KeyboardInterrupt, MemoryError, OSError) as error:
         told = _told(error)
+        _drop_unwritable_output()
         if told is None:
             raise
         if arguments.debug:
@@ -181,6 +191,26 @@ def run_verb(work: Callable[[argparse.Namespace], None], arguments: argparse.Nam
     return ExitCode.DONE
 
 
+def _drop_unwritable_output() -> None:
+    """Give up what is buffered for a full disk or a closed pipe.
+
+    The interpreter would try it once more, and turn the exit code into 120.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, STDOUT)
+        os.close(descriptor)
+
+
+def _reader_is_gone() -> bool:
+    """Whether the output is a pipe that nobody reads any more."""
+    output = select.poll()
+    output.register(STDOUT, 0)
+    return any(event & select.POLLERR for _, event in output.poll(0))
+
+
 def _told(error: BaseException) -> PipelineError | None:
     """Return what the user is told of `error`; None where it is a bug of ours."""
     if isinstance(error, PipelineError):
@@ -188,10 +218,12 @@ def _told(error: BaseException) -> PipelineError | None:
     if isinstance(error, KeyboardInterrupt):
         name = error.signal_name if isinstance(error, Interrupted) else "Ctrl-C"
         return RunStopped(f"stopped by {name}; no file is half-written. Repeat the command.")
+    if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        return ResourceError("what reads the output has ended before the command.")
     if isinstance(error, MemoryError):
         return ResourceError("out of memory. End other programs, or use a machine with more.")
     if isinstance(error, OSError) and error.errno in NO_SPACE:
-        name = Path(error.filename).name if error.filename else "a file"
+        name = Path(error.filename).name if error.filename else "a file or the output"
         return ResourceError(f"{name}: {_reason(error)}.")
     return None
 

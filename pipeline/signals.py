@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+RESEND_S = 0.01
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,8 +33,12 @@ def raised_signals() -> Iterator[None]:
     second signal still has that effect. What the caller ignores stays ignored (`nohup`, jobs in
     the background). In a thread other than the main one, Python allows no handlers: nothing is
     changed.
+
+    Python drops what is raised in a destructor or a weak reference's callback, and a handler may be
+    called there: the signal is then sent once more.
     """
-    if threading.current_thread() is not threading.main_thread():
+    main_thread = threading.main_thread()
+    if threading.current_thread() is not main_thread:
         yield
         return
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -46,12 +52,29 @@ def raised_signals() -> Iterator[None]:
         restore()
         raise Interrupted(signal.Signals(number).name)
 
-    try:
+    def handle() -> None:
         for number in handled:
             signal.signal(number, interrupt)
-        yield
+
+    def send_again(dropped: sys.UnraisableHookArgs) -> None:
+        if isinstance(dropped.exc_value, Interrupted):
+            handle()
+            # From a thread and a moment later: raised within this hook, it would be dropped again.
+            number = signal.Signals[dropped.exc_value.signal_name]
+            timer = threading.Timer(RESEND_S, signal.pthread_kill, [main_thread.ident, number])
+            timers.callback(timer.cancel)
+            timer.start()
+        else:
+            hook(dropped)
+
+    hook, sys.unraisablehook = sys.unraisablehook, send_again
+    try:
+        with ExitStack() as timers:
+            handle()
+            yield
     finally:
         restore()
+        sys.unraisablehook = hook
 
 
 class StopRequest:

@@ -7,13 +7,15 @@ takes one axis for another, cannot pass on it by luck.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from pipeline.data.datalist import Case
 
@@ -33,6 +35,21 @@ REAL_CASES = Path(__file__).resolve().parents[2] / "shared" / "data" / "brats"
 
 CaseFactory = Callable[..., Case]
 CohortFactory = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_counts() -> None:
+    """Undo what a shell does to jobs in the background: they ignore SIGINT, and what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _gradients_stay_on() -> Iterator[None]:
+    """Fail the test that leaves gradients off, rather than all those after it in its process."""
+    yield
+    left_off = not torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert not left_off, "the test left gradients off"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -242,7 +243,66 @@ def test_the_curves_end_a_run_and_do_not_hang(
                 board.add_iteration(iteration, loss=1.0, learning_rate=0.1)
 
     assert main_of(new_parser("verb", ""), work, []) == 4
-    assert "the disk is full" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "ResourceError: tensorboard: the curves cannot be written: the disk is full." in told
+
+
+OUTPUTS = {
+    "buffered": "print('text' * 100)",
+    "unbuffered": "print('text' * 100, flush=True)",
+    "rich": "from pipeline.cli import console; console().print('text' * 100)",
+}
+COMMAND = """
+import sys
+from pipeline.cli import main_of, new_parser
+
+def work(_):
+    {}
+
+sys.exit(main_of(new_parser("verb", ""), work, []))
+"""
+
+
+@pytest.mark.parametrize("how", OUTPUTS)
+def test_a_full_disk_behind_the_output(how: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = _written_to(full.fileno(), how)
+    assert done.returncode == 4
+    assert done.stderr.startswith("ResourceError: a file or the output: the disk is full.")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", OUTPUTS)
+def test_a_reader_of_the_output_that_ends_too_early(how: str) -> None:
+    """As `| head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = _written_to(writer, how)
+    os.close(writer)
+    told = "ResourceError: what reads the output has ended before the command."
+    assert (done.returncode, done.stderr) == (4, f"{told}\n")
+
+
+def _written_to(descriptor: int, how: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", COMMAND.format(OUTPUTS[how])]
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    return subprocess.run(
+        command,
+        stdout=descriptor,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+
+
+def test_a_pipe_that_breaks_elsewhere_is_a_bug_of_ours() -> None:
+    def work(_: argparse.Namespace) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    with pytest.raises(BrokenPipeError, match="Broken pipe"):
+        main_of(new_parser("verb", ""), work, [])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

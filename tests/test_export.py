@@ -16,6 +16,7 @@ from pipeline.bundle import export as exporting
 from pipeline.bundle.contents import bundle_files
 from pipeline.bundle.gate import Verification, _phantom
 from pipeline.bundle.problems import problem
+from pipeline.data.lock import LOCK_NAME, locked_folder
 from pipeline.data.nifti import read_volume
 from pipeline.errors import ResourceError
 from pipeline.model.trained import load_model
@@ -111,6 +112,20 @@ def test_a_bundle_that_differs_leaves_nothing(
     assert names_in(tmp_path) == []
 
 
+def test_what_a_killed_export_left_is_swept_but_not_what_is_at_work(
+    run: Path, tmp_path: Path, passing: object
+) -> None:
+    foreign = {".bundle.00000003.tmp", ".other.00000004.tmp"}  # without a lock; of another target
+    for name in (".bundle.00000001.tmp", ".bundle.00000002.tmp", *foreign):
+        (tmp_path / name / "bundle").mkdir(parents=True)
+    for name in (".bundle.00000001.tmp", ".bundle.00000002.tmp", ".other.00000004.tmp"):
+        (tmp_path / name / LOCK_NAME).write_text("process 1")
+    with locked_folder(tmp_path / ".bundle.00000002.tmp"):
+        assert export.main([str(run), "-o", str(tmp_path / "bundle")]) == 0
+    assert set(names_in(tmp_path)) == {"bundle", ".bundle.00000002.tmp", *foreign}
+    assert LOCK_NAME not in names_in(tmp_path / "bundle")
+
+
 @pytest.mark.parametrize(
     ("name", "options"), [("bundle", []), ("bundle", ["--zip"]), ("bundle.zip", ["--zip"])]
 )
@@ -181,7 +196,7 @@ def test_a_place_that_cannot_be_written_to(
     bundle = tmp_path / "file" / "bundle"
     assert export.main([str(run), "-o", str(bundle)]) == 4
     assert "file: expected a folder; found a file." in capsys.readouterr().err
-    with pytest.raises(ResourceError, match=r"cannot be written \(Not a directory\)"):
+    with pytest.raises(ResourceError, match="cannot be written to: Not a directory"):
         exporting.export_bundle(load_model(run), bundle)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pipeline.bundle import export as exporting
 from pipeline.cli import LOG_NAME, main_of, new_parser, open_log
 from pipeline.data import files
 from pipeline.data.lock import locked_folder
-from pipeline.signals import STOP_SIGNALS, Interrupted, StopRequest, raised_signals
+from pipeline.signals import RESEND_S, STOP_SIGNALS, Interrupted, StopRequest, raised_signals
 
 TESTS = Path(__file__).parent
 Captured = pytest.CaptureFixture[str]
@@ -91,6 +92,52 @@ def test_a_second_signal_has_its_usual_effect() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]
+
+
+class Last:
+    """Does something in its destructor, where Python drops what is raised."""
+
+    def __init__(self, last: Callable[[], None]) -> None:
+        self.last = last
+
+    def __del__(self) -> None:
+        self.last()
+
+
+def test_a_signal_that_python_dropped_is_sent_once_more() -> None:
+    before = sys.unraisablehook
+
+    def lose_it() -> None:
+        with raised_signals():
+            doomed = Last(lambda: send(signal.SIGTERM))
+            del doomed
+            time.sleep(60)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        lose_it()
+    assert sys.unraisablehook is before
+
+
+def test_a_signal_that_was_dropped_at_the_end_does_not_come_after_it() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    with raised_signals():
+        doomed = Last(lambda: send(signal.SIGTERM))
+        del doomed
+    time.sleep(10 * RESEND_S)
+    signal.signal(signal.SIGTERM, before)
+    assert received == []
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning")
+def test_other_errors_that_python_drops_are_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_type))
+    with raised_signals():
+        doomed = Last([].clear)
+        doomed.last = lambda: [][0]
+        del doomed
+    assert told == [IndexError]
 
 
 def test_what_is_ignored_stays_ignored() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.errors import ResourceError
 from pipeline.training.tensorboard import FOLDER_NAME, Board
 
 accumulators = pytest.importorskip(
@@ -112,7 +113,7 @@ def test_what_could_not_be_written_at_the_end_is_told(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(board.writer, "flush", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ResourceError, match=r"tensorboard: the curves .* the disk is full"):
         board.close()
     monkeypatch.undo()
     board.close()

@@ -20,7 +20,7 @@ from conftest import datalist_entry, make_case, make_cohort, save_nifti, write_d
 from networks import build_network
 from pipeline import train
 from pipeline.data import checking
-from pipeline.data.lock import locked_folder
+from pipeline.data.lock import LOCK_NAME, locked_folder
 from pipeline.model.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +90,19 @@ def test_a_run_without_a_checkpoint_starts_again_and_says_so(
     (tmp_path / "settings.json").write_text("{}")
     assert run(cohort, tmp_path, "--resume") == 0
     assert f"no checkpoint to resume from in {tmp_path}" in capsys.readouterr().out
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {name: name.encode() for name in ("best.pt", "last.pt", "last.previous.pt")}
+    for name in content:
+        (tmp_path / name).write_bytes(content[name])
+    assert run(cohort, tmp_path, "--resume") == 3
+    told = capsys.readouterr().err
+    assert all(f"{name}: " in told for name in content), told
+    (tmp_path / LOCK_NAME).unlink()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == content
 
 
 def test_other_settings_are_refused_on_resume(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import logging
 import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.bundle.components import Config
 from pipeline.bundle.contents import bundle_files
 from pipeline.bundle.gate import Verification, verify_bundle
 from pipeline.data.files import replace_file
+from pipeline.data.lock import LOCK_NAME, locked_folder
 from pipeline.errors import ResourceError, SettingsError
 from pipeline.model.trained import TrainedModel
 
@@ -61,15 +64,16 @@ def export_bundle(
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     folder, packed = temporary / target.name, temporary / zipped.name
     try:
-        temporary.mkdir(parents=True)
-        _write(folder, files)
-        report("Comparing with the model in an environment without this project")
-        verification = verify_bundle(folder, model, inferer=inferer, case_folder=case_folder)
-        if archive:
-            replace_file(packed, _zipped(files, root=target.name))
-        folder.rename(target)
-        if archive:
-            packed.rename(zipped)
+        _sweep(target)
+        with locked_folder(temporary):
+            _write(folder, files)
+            report("Comparing with the model in an environment without this project")
+            verification = verify_bundle(folder, model, inferer=inferer, case_folder=case_folder)
+            if archive:
+                replace_file(packed, _zipped(files, root=target.name))
+            folder.rename(target)
+            if archive:
+                packed.rename(zipped)
     except OSError as error:
         raise ResourceError(
             f"{error.filename or target}: cannot be written ({error.strerror}). Choose another "
@@ -78,6 +82,15 @@ def export_bundle(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return verification
+
+
+def _sweep(target: Path) -> None:
+    """Remove what exports to `target` left that were killed; one that is at work holds its lock."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
+        if left.is_symlink() or not (left / LOCK_NAME).is_file():
+            continue
+        with suppress(ResourceError), locked_folder(left):
+            shutil.rmtree(left)
 
 
 def _inferer(model: TrainedModel, *, window: int | None, overlap: float) -> Config:

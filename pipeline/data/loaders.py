@@ -19,6 +19,9 @@ from torch.utils.data import Dataset, Sampler
 from pipeline.signals import STOP_SIGNALS
 from transforms.augmentation import seed_of
 
+WORKER_TIMEOUT_S = 900.0
+"""How long a batch is waited for, in seconds: a worker that takes longer will never answer."""
+
 
 class RandomTransform(Protocol):
     """What an augmentation offers: a call, and a seed to draw from."""
@@ -98,6 +101,7 @@ def training_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
+        timeout=WORKER_TIMEOUT_S if num_workers else 0,
         worker_init_fn=outlive_one_signal,
         pin_memory=torch.cuda.is_available(),
     )

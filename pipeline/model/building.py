@@ -52,7 +52,10 @@ def built_with_weights(
         ValueError: The weights or `divisor`, to which images are padded, are not the network's.
         BUILD_ERRORS: No network can be built from these arguments.
     """
-    with torch.device("meta"), Sketching(num_weights=len(weights)):
+    # A sketch that is given up within an initialiser would leave gradients off for good: the end of
+    # torch's own `no_grad` is a call that the sketch counts.
+    gradients = torch.set_grad_enabled(torch.is_grad_enabled())
+    with gradients, torch.device("meta"), Sketching(num_weights=len(weights)):
         sketch = build_network(**network)
     expected, found = (
         {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in state.items()}

@@ -1,7 +1,8 @@
-"""Out of memory, or a loader worker killed: told as what it is, with what to try instead."""
+"""Out of memory, a loader worker killed or stuck: told as what it is, with what to try instead."""
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import resource
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,9 @@ from pipeline.errors import PipelineError, ResourceError
 from pipeline.inference.memory import free_bytes, is_out_of_memory
 
 # torch has no class for it.
-WORKER_DIED = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)", re.DOTALL)
+WORKER_FAILED = re.compile(
+    r"DataLoader worker .*(killed by signal|exited unexpectedly)|DataLoader timed out", re.DOTALL
+)
 # What a worker says that finds no room for a batch where it is handed over.
 NO_SHARED_MEMORY = re.compile(r"shared memory|unable to (write to|resize|mmap) ")
 KIB = 1024  # getrusage counts in these on Linux
@@ -45,6 +48,7 @@ def naming_shortages(
         raise
     except Exception as error:
         if (told := _of_a_worker(error)) is not None:
+            _end_workers()
             fewer = settings["loading"]["num_workers"] // 2
             raise ResourceError(
                 f"a loader worker failed {doing()}: {told} The kernel kills workers when memory or "
@@ -84,13 +88,19 @@ def smaller_cache(settings: Mapping[str, Any]) -> str:
 
 
 def _of_a_worker(error: Exception) -> str | None:
-    """Return torch's first line about a worker that died or had no room; else None."""
+    """Return torch's first line about a worker that died, is stuck or had no room; else None."""
     text = str(error)
-    if isinstance(error, RuntimeError) and WORKER_DIED.search(text):
+    if isinstance(error, RuntimeError) and WORKER_FAILED.search(text):
         return text.splitlines()[0]
     if isinstance(error, (RuntimeError, OSError)) and NO_SHARED_MEMORY.search(text):
         return text.splitlines()[-1]
     return None
+
+
+def _end_workers() -> None:
+    """Kill what is left: a worker that the kernel has stopped would hold up the end for ever."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -95,18 +95,22 @@ def train(
             device=device,
             stop=stop,
         )
-        with naming_shortages(
-            settings,
-            doing=lambda: f"after iteration {run.progress.iteration}",
-            remedy=smaller_step(settings, device),
-            device=device,
-            needed_bytes=foresight.new_step_bytes,
-        ):
-            if state is not None:
-                run.restore(state.content)
-                if state.remark:
-                    run.save_last()
-            return run.go()
+        return _go(run, state, needed_bytes=foresight.new_step_bytes)
+
+
+def _go(run: TrainingRun, state: StoredState | None, *, needed_bytes: int) -> Progress:
+    with naming_shortages(
+        run.settings,
+        doing=lambda: f"after iteration {run.progress.iteration}",
+        remedy=smaller_step(run.settings, run.device),
+        device=run.device,
+        needed_bytes=needed_bytes,
+    ):
+        if state is not None:
+            run.restore(state.content)
+            if state.remark:
+                run.save_last()
+        return run.go()
 
 
 def _cached_data(
