@@ -1,0 +1,61 @@
+"""python -m benchmarks [NAME ...] [--repeats N]
+
+Measure reference and ours side by side, write benchmarks/results/NAME.json, and put all results
+that are there into benchmarks/results/README.md. Without a NAME every benchmark is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from benchmarks.machine import describe_machine
+from benchmarks.tables import RESULTS, print_comparison, write_table
+from pipeline.data.files import replace_file
+
+# Each module has `run(*, repeats) -> list[Comparison]`.
+BENCHMARKS = (
+    "reading",
+    "preprocessing",
+    "caching",
+    "network",
+    "training",
+    "inference",
+    "metrics",
+    "startup",
+)
+REPEATS = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks that are named, or all."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--repeats", type=int, default=REPEATS, help=f"default: {REPEATS}")
+    arguments = parser.parse_args(argv)
+    unknown = sorted(set(arguments.names) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"expected names among {', '.join(BENCHMARKS)}; found {', '.join(unknown)}")
+    for name in arguments.names or BENCHMARKS:
+        print(f"{name} ...", flush=True)
+        comparisons = importlib.import_module(f"benchmarks.{name}").run(repeats=arguments.repeats)
+        for comparison in comparisons:
+            print_comparison(comparison)
+        content = {
+            "machine": describe_machine(),
+            "comparisons": [each.to_dict() for each in comparisons],
+        }
+        replace_file(RESULTS / f"{name}.json", json.dumps(content, indent=1).encode())
+        write_table()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
