@@ -61,10 +61,12 @@ def work(arguments: argparse.Namespace) -> None:
     """Check the data, then train as the command line says."""
     from pipeline.data.checking import check_visibly, raise_if_errors
     from pipeline.data.datalist import read_datalist
+    from pipeline.data.files import sweep_temporaries
     from pipeline.data.lock import locked_folder
     from pipeline.errors import unwrapping
     from pipeline.model.device import choose_device
     from pipeline.training.room import require_usable
+    from pipeline.training.run import write_metrics
     from pipeline.training.start import train
     from pipeline.training.stored import finished_progress, stored_state
     from pipeline.training.summary import print_summary, write_summary
@@ -85,7 +87,11 @@ def work(arguments: argparse.Namespace) -> None:
     # Where `last` is damaged, it is written anew from the checkpoint that is whole.
     if state is not None and progress is not None and not state.remark:
         print("This run is finished; there is nothing left to train.")
-        print_summary(write_summary(progress, folder), folder, console())
+        with locked_folder(folder):
+            # A kill after the last checkpoint leaves a table without its last row, or half a file.
+            sweep_temporaries(folder)
+            write_metrics(progress, folder)
+            print_summary(write_summary(progress, folder), folder, console())
         return
     problems = check_visibly(
         datalist,

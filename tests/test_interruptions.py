@@ -17,7 +17,7 @@ from runs import TINY, output_of, start_training
 from test_run import assert_same_run
 
 from pipeline import train
-from pipeline.data import checking
+from pipeline.data import checking, loaders
 from pipeline.data.loading import LoadCase
 from pipeline.training.handlers import LossWatch
 
@@ -166,6 +166,32 @@ def test_a_killed_worker_ends_with_4_and_says_why(cohort: Path, tmp_path: Path) 
     assert "a loader worker failed after iteration 0" in told
     assert "killed by signal: Killed" in told
     assert "--resume --set loading.num_workers=1" in told
+    assert "Traceback" not in told
+    psutil.wait_procs(workers, timeout=SECONDS)
+    assert not any(worker.is_running() for worker in workers), "nobody is left behind"
+
+
+def stop_oneself(_worker: int) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def stopped_workers() -> None:
+    """Let workers be stopped at their start, and wait for them two seconds only."""
+    loaders.WORKER_TIMEOUT_S = 2.0
+    loaders.outlive_one_signal = stop_oneself
+
+
+def test_a_stuck_worker_ends_with_4_within_a_time_limit(cohort: Path, tmp_path: Path) -> None:
+    """As by SIGSTOP, a debugger, or a network share that does not answer."""
+    folder = tmp_path / "run"
+    process = start_training(cohort, folder, "--set=loading.num_workers=2", before=stopped_workers)
+    wait_until(lambda: len(psutil.Process(process.pid).children()) == 2, process, folder)
+    workers = psutil.Process(process.pid).children()
+    process.join(SECONDS)
+    told = output_of(folder).read_text()
+    assert process.exitcode == 4, told
+    assert "a loader worker failed after iteration" in told
+    assert "DataLoader timed out after 2" in told
     assert "Traceback" not in told
     psutil.wait_procs(workers, timeout=SECONDS)
     assert not any(worker.is_running() for worker in workers), "nobody is left behind"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,16 @@ from pipeline.data.lock import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
+"""
+
+HOLD_WITH_WORKER = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.data.lock import locked_folder
+with locked_folder(Path(sys.argv[1])):
+    if not os.fork():
+        print("forked", flush=True)
+    signal.pause()
 """
 
 
@@ -60,6 +71,24 @@ def test_the_kernel_frees_the_lock_of_a_killed_process(
     holder.wait()
     with locked_folder(tmp_path / "run"):
         assert (tmp_path / "run" / LOCK_NAME).read_text() == f"process {os.getpid()}"
+
+
+def test_a_killed_process_whose_workers_live_on_does_not_hold_the_lock(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD_WITH_WORKER, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "forked\n"
+        with pytest.raises(ResourceError, match="in use by process"), locked_folder(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        try:
+            with locked_folder(tmp_path):
+                pass
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # the worker; it fails if there is none
 
 
 def test_the_lock_is_freed_after_an_error(tmp_path: Path) -> None:

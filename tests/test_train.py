@@ -66,6 +66,21 @@ def test_trains_says_where_everything_is_and_is_not_done_twice(
     assert (folder / "last.pt").stat().st_mtime_ns == written
 
 
+def test_what_a_kill_after_the_last_checkpoint_leaves_undone_is_done_by_a_resume(
+    cohort: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert run(cohort, folder) == 0
+    before = {name: (folder / name).read_bytes() for name in ("metrics.csv", "summary.json")}
+    names = {path.name for path in folder.iterdir()}
+    (folder / "metrics.csv").write_bytes(before["metrics.csv"].splitlines(keepends=True)[0])
+    (folder / "summary.json").unlink()
+    (folder / f".{'0' * 32}.tmp.summary.json").write_bytes(b"{")
+    assert run(cohort, folder, "--resume") == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert {path.name for path in folder.iterdir()} == names
+
+
 def test_an_unfinished_score_table_is_shown_for_the_last_epoch_without_a_best(
     cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

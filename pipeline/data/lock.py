@@ -7,10 +7,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from pipeline.errors import ResourceError
 
 LOCK_NAME = "run.lock"
+
+_handles: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    for handle in _handles:
+        handle.close()
+
+
+# A forked process shares the lock: the workers of a killed run would hold it until they notice.
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -48,4 +60,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
                 f"{folder.name}: cannot be written to: {error.strerror}. Free some space or choose "
                 "another --output-dir."
             ) from error
-        yield
+        _handles.add(handle)
+        try:
+            yield
+        finally:
+            _handles.remove(handle)

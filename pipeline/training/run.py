@@ -65,6 +65,11 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def write_metrics(progress: Progress, folder: Path) -> None:
+    """Write `metrics.csv`: a row for each finished epoch."""
+    replace_file(folder / METRICS, progress.as_csv().encode())
+
+
 class TrainingRun:
     """Network, optimiser, engines and files of one run.
 
@@ -160,7 +165,7 @@ class TrainingRun:
         self.trainer.state.iteration = self.progress.iteration
         self.trainer.state.epoch = self.progress.iteration // len(self.data.training)
         # A crash between the two files leaves the table an epoch behind the checkpoint.
-        self._write_metrics()
+        write_metrics(self.progress, self.folder)
 
     def go(self) -> Progress:
         """Train until the last epoch, an early stop, or a signal.
@@ -236,12 +241,9 @@ class TrainingRun:
         self.progress.add_epoch(row)
         self._keep_if_best(row)
         self.save_last()
-        self._write_metrics()
+        write_metrics(self.progress, self.folder)
         if self._is_finished():
             self.trainer.terminate()
-
-    def _write_metrics(self) -> None:
-        replace_file(self.folder / METRICS, self.progress.as_csv().encode())
 
     def _validate(self, epoch: int) -> bool:
         """Run the evaluator; False if a signal ended it before the last case."""
