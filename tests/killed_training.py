@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,8 @@ class Watch:
 def watch(path: Path, aim: Aim | None) -> None:
     """Watch this process, which has a session of its own: its workers can be told by that."""
     os.setsid()
-    # Measured for a sentence only, it takes as long as half of such a small run.
-    speed.flop_per_second = lambda device, **_: 1e9  # type: ignore[assignment]
+    # Measured for one sentence of the log, it takes as long as all the rest of such a small run.
+    speed.flop_per_second = lambda device, **_: 1e9
     watched = Watch(Marks(path), aim)
     for place, (_, owner, name) in enumerate(PLACES):
         setattr(owner, name, watched.watched(place))
@@ -238,8 +239,7 @@ class Campaign:
         server_ready.join()
         begun = time.monotonic()
         process = self._start(self.reference)
-        process.join(PATIENCE_S)
-        assert process.exitcode == 0, output_of(self.reference).read_text()
+        assert _exit_code(process) == 0, output_of(self.reference).read_text()
         self.whole_s = time.monotonic() - begun
         self.num_iterations = _num_iterations(self.reference)
 
@@ -274,9 +274,9 @@ class Campaign:
             process.join(self.random.uniform(0, self.whole_s * share_left))
             if process.exitcode is None:
                 process.kill()
-        process.join(PATIENCE_S)
-        assert process.exitcode in (0, -signal.SIGKILL), output_of(folder).read_text()
-        if process.exitcode == 0:
+        exit_code = _exit_code(process)
+        assert exit_code in (0, -signal.SIGKILL), output_of(folder).read_text()
+        if exit_code == 0:
             return False
         self.hits[self.marks.phase] += 1
         self.num_aimed += aim is not None
@@ -287,7 +287,7 @@ class Campaign:
         self.num_orphans += len(orphans)
         return True
 
-    def _start(self, folder: Path, *options: str, aim: Aim | None = None) -> Any:
+    def _start(self, folder: Path, *options: str, aim: Aim | None = None) -> ForkServerProcess:
         self.marks.phase = "start"
         before = functools.partial(watch, self.root / "marks", aim)
         return start_training(
@@ -297,7 +297,10 @@ class Campaign:
     def _aim(self, num_done: int) -> Aim:
         """Aim at a phase that was hit least, in one of its places: now, later, or at the end."""
         fewest = min(self.hits.values())
-        phase = self.random.choice([each for each in PHASES if self.hits[each] == fewest])
+        phases = [each for each in PHASES if self.hits[each] == fewest]
+        # Few kills should hit what writes.
+        later = [each for each in phases if each not in BEFORE_TRAINING]
+        phase = self.random.choice(later or phases)
         place = self.random.choice([i for i, (each, _, _) in enumerate(PLACES) if each == phase])
         last = self.num_iterations - 1
         moments = (num_done, self.random.randint(min(num_done, last), last), last)
@@ -330,6 +333,14 @@ class Campaign:
         )
 
 
+def _exit_code(process: ForkServerProcess) -> int | None:
+    """Wait for the end; None where it does not come: nothing would end that process later."""
+    process.join(PATIENCE_S)
+    exit_code = process.exitcode
+    process.kill()
+    return exit_code
+
+
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -341,7 +352,7 @@ def _num_iterations(folder: Path) -> int:
     return int(load_checkpoint(folder / LAST)["progress"]["counters"]["iteration"])
 
 
-def _processes_of(session: int) -> list[psutil.Process]:
+def _processes_of(session: int | None) -> list[psutil.Process]:
     """Return what is still alive of a session."""
     found = []
     for process in psutil.process_iter():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
@@ -21,6 +23,7 @@ from pipeline.data import checking, loaders
 from pipeline.data.loading import LoadCase
 from pipeline.training.handlers import LossWatch
 
+TESTS = Path(__file__).parent
 SECONDS = 60  # more than any step takes on a busy machine
 
 
@@ -235,3 +238,12 @@ def test_a_run_that_is_killed_again_and_again_equals_one_that_is_not(
     assert process.exitcode == 0, output_of(folder).read_text()
     assert_same_run(folder, tmp_path / "whole")
     assert not list(folder.glob(".*.tmp.*")), "what the killed ones left is swept"
+
+
+@pytest.mark.slow
+def test_kills_within_each_phase_change_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, TESTS / "killed_training.py", tmp_path, "6"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("6 kills (4 aimed, 3 with loader workers) in ")

@@ -82,3 +82,4 @@ def test_the_table_has_a_line_an_epoch_and_gaps_where_it_was_not_validated() -> 
     assert progress.as_csv() == (
         "epoch,training_loss,dice_mean\n1,0.1,\n2,0.2,0.3333333333333333\n"
     )
+    assert Progress().as_csv() == ""

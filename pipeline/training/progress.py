@@ -61,6 +61,8 @@ class Progress:
 
     def as_csv(self) -> str:
         """Return `metrics.csv`: a line an epoch; empty where an epoch was not validated."""
+        if not self.history:
+            return ""  # not a header without columns: an empty line
         columns = list(dict.fromkeys(name for row in self.history for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
