@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,12 @@ from conftest import AFFINE, MODALITIES, SHAPE, CaseFactory, nested_label, save_
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose, LoadImage, Orientationd
 
+from pipeline.data.content import ImageFile, read_content
 from pipeline.data.datalist import Case
-from pipeline.data.loading import LoadCase
+from pipeline.data.loading import LoadCase, class_indices
+from pipeline.data.reading import copy_into_zeros
 from pipeline.errors import DataError, Problem
+from transforms.labels import values_to_classes
 
 
 def problems_of(case: Case, *, labels: bool = True) -> tuple[Problem, ...]:
@@ -90,6 +95,92 @@ def test_items_collate_and_transform_as_monai_s_do(case_factory: CaseFactory) ->
     assert batch["case"] == ["case_a", "case_b"]
     expected = nib.load(cases[0].images[0]).get_fdata()[::-1, ::-1]
     np.testing.assert_array_equal(batch["image"][0, 0].numpy(), expected)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 7])
+@pytest.mark.parametrize("labels", [True, False])
+def test_threads_change_nothing(case_factory: CaseFactory, labels: bool, num_threads: int) -> None:
+    case = case_factory()
+    rewrite(case.images[1], 3.5)
+    case.images[2].unlink()
+    case.images[3].write_bytes(case.images[3].read_bytes()[:-3])
+    content, problems = read_content(case, labels=labels, num_threads=num_threads)
+    names = [case.images[0].name, case.images[1].name]
+    assert [file.name for file in content.images] == names
+    assert [problem.file for problem in problems] == [path.name for path in case.images[2:]]
+    assert (content.label is not None) == labels
+    for image, path in zip(content.images, case.images, strict=False):
+        np.testing.assert_array_equal(image.volume, nib.load(path).get_fdata())
+    before = threading.active_count()
+    read_content(case, labels=labels, num_threads=num_threads)
+    assert threading.active_count() == before
+
+
+def test_an_error_of_our_own_leaves_a_thread(
+    case_factory: CaseFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("pipeline.data.content.read_image", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        read_content(case_factory(), labels=True, num_threads=2)
+
+
+@pytest.mark.parametrize("orders", ["CC", "CF", "FC", "FF"])
+@pytest.mark.parametrize(
+    "dtypes", [("int16", "float32"), (">i2", "float32"), ("float64", "float32"), ("int32",) * 2]
+)
+@pytest.mark.parametrize("box", [np.s_[1:3, 2:5, 3:4], np.s_[0:0], np.s_[:], np.s_[::3, ::5, ::2]])
+def test_copying_into_zeros(
+    orders: str, dtypes: tuple[str, str], box: tuple[slice, ...] | slice
+) -> None:
+    source = np.zeros((4, 6, 5), dtype=dtypes[0], order=orders[0])
+    source[box] = np.arange(-60, 60).reshape(source.shape)[box]
+    target = np.zeros(source.shape, dtype=dtypes[1], order=orders[1])
+    copy_into_zeros(source, target)
+    np.testing.assert_array_equal(target, source)
+
+
+@pytest.mark.parametrize("value", [-0.0, np.nan, 1e-300])
+def test_what_is_nearly_zero_is_copied(value: float) -> None:
+    source, target = np.zeros((2, 3, 4)), np.zeros((2, 3, 4))
+    source[1, 2, 3] = value
+    copy_into_zeros(source, target)
+    assert target.tobytes() == source.tobytes()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("stored", ["uint8", ">i2", "float32", "float64"])
+def test_the_digest_is_that_of_all_voxels_in_the_order_of_a_file(order: str, stored: str) -> None:
+    volume = np.arange(2 * 3 * 4).reshape(2, 3, 4).astype(stored, order=order)
+    expected = hashlib.sha256(volume.astype(np.float32).tobytes(order="F")).hexdigest()
+    assert ImageFile("a.nii", volume, AFFINE).digest == expected
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2, 4), (4, 2, 0, 1), (1, 2, 4), (300, -1)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_class_indices_of_the_box_are_those_of_the_whole(
+    values: tuple[int, ...], order: str
+) -> None:
+    inside = np.random.default_rng(0).choice(values, (3, 4, 5))
+    mask = np.full((7, 6, 9), 0 if 0 in values else values[1], dtype=np.int32, order=order)
+    mask[2:5, 1:5, 3:8] = inside
+    for volume in (mask, np.full_like(mask, values[0])):
+        found = class_indices(volume, values=values)
+        expected = values_to_classes(volume[None], values=values)[0]
+        assert (found.dtype, found.flags.c_contiguous) == (np.uint8, True)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("values", [(0, 1), (1, 2)])
+def test_unknown_values_are_those_of_the_whole(values: tuple[int, ...]) -> None:
+    mask = np.array([0, 0, 1, 7, 7, 0, -3, 0], dtype=np.int32).reshape(2, 2, 2)
+    with pytest.raises(ValueError, match="7: 2 voxels") as expected:
+        values_to_classes(mask[None], values=values)
+    with pytest.raises(ValueError, match="7: 2 voxels") as found:
+        class_indices(mask, values=values)
+    assert str(found.value) == str(expected.value)
 
 
 def test_without_labels_the_mask_is_not_opened(case_factory: CaseFactory) -> None:

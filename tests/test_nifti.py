@@ -6,6 +6,7 @@ import re
 import resource
 import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 from conftest import AFFINE, save_nifti
 
+from pipeline.data import nifti
 from pipeline.data.nifti import cast_exactly, read_header, read_volume, write_volume
+from pipeline.data.reading import MAX_MEMBER_BYTES, inflated_at_once
 from pipeline.errors import DataError, ResourceError
 
 SHEARED = AFFINE + np.array([[0, 0.5, 0, 0], [0] * 4, [0] * 4, [0] * 4])
@@ -361,6 +364,113 @@ def test_whole_numbers_are_cast_whatever_their_type(tmp_path: Path) -> None:
     volume, _ = read_volume(path, dtype=np.uint8)
     assert volume.dtype == np.uint8
     np.testing.assert_array_equal(volume, VOLUME)
+
+
+# --- all at once, or in pieces -----------------------------------------------------------------
+
+
+@pytest.fixture
+def in_pieces_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file be read in pieces: the twin of reading all at once."""
+    monkeypatch.setattr(nifti, "_read_at_once", lambda *_, **__: None)
+
+
+@pytest.fixture
+def at_once_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no file be read in pieces."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("read in pieces")
+
+    monkeypatch.setattr(nifti, "_read_in_pieces", refuse)
+
+
+@pytest.mark.usefixtures("at_once_only")
+@pytest.mark.parametrize("level", [1, 6, 9])
+@pytest.mark.parametrize("stored", ["uint8", "int16", "float64"])
+def test_a_sound_file_is_read_all_at_once(tmp_path: Path, stored: str, level: int) -> None:
+    volume = np.zeros((20, 30, 40), dtype=stored)
+    volume[5:9, 5:9, 5:9] = np.arange(64).reshape(4, 4, 4)
+    compressed = gzip.compress(nifti_bytes(volume), compresslevel=level)
+    (tmp_path / "a.nii.gz").write_bytes(compressed)
+    found, _ = read_volume(tmp_path / "a.nii.gz", dtype=None)
+    assert found.dtype == stored
+    np.testing.assert_array_equal(found, volume)
+    found[0, 0, 0] = 1  # a caller may write into what it was given
+
+
+def gzip_members() -> dict[str, bytes]:
+    """Return files that hold `nifti_bytes` in their first member, or some of it."""
+    content = nifti_bytes()
+    whole = gzip.compress(content, mtime=0)
+    stored = gzip.compress(content, compresslevel=0, mtime=0)
+    raw = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    deflated = raw.compress(content) + raw.flush()
+    # A checksum of the gzip header itself, which libdeflate does not look at.
+    header = b"\x1f\x8b\x08\x02" + bytes(6)
+    sealed = header + (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little")
+    return {
+        "sound": whole,
+        "larger than its content": stored,
+        "two halves": gzip.compress(content[:200]) + gzip.compress(content[200:]),
+        "an empty member behind": whole + gzip.compress(b""),
+        "the same member twice": whole + whole,
+        "its own end twice": whole + whole[-8:],
+        "garbage, then its own end": whole + b"garbage" + whole[-8:],
+        "zeros behind": whole + bytes(8),
+        "cut": whole[:-1],
+        "no end": whole[:-8],
+        "a sealed header": sealed + deflated + whole[-8:],
+        "a broken seal": sealed[:-1] + bytes([sealed[-1] ^ 1]) + deflated + whole[-8:],
+        "one byte less": gzip.compress(content[:-1]),
+        "one byte more": gzip.compress(content + b"\0"),
+    }
+
+
+def outcome(path: Path) -> tuple[str, str] | bytes:
+    """Return the voxels, or kind and words of the error."""
+    try:
+        return read_volume(path)[0].tobytes()
+    except DataError as error:
+        (problem,) = error.problems
+        return problem.kind, problem.found
+
+
+@pytest.mark.parametrize("name", gzip_members())
+def test_both_ways_of_reading_agree(
+    tmp_path: Path, request: pytest.FixtureRequest, name: str
+) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip_members()[name])
+    found = outcome(path)
+    request.getfixturevalue("in_pieces_only")
+    assert found == outcome(path)
+    is_sound = name in ("sound", "larger than its content", "two halves", "a sealed header")
+    assert isinstance(found, bytes) == (is_sound or name == "an empty member behind")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 399, 401, 400 + 2**32, MAX_MEMBER_BYTES + 1])
+def test_only_the_promised_length_is_inflated(num_bytes: int) -> None:
+    """libdeflate's binding takes 32 bits: 400 + 2**32 must not pass for 400."""
+    compressed = gzip.compress(nifti_bytes())
+    found = inflated_at_once(compressed, 400)
+    assert found is not None
+    assert found.tobytes() == nifti_bytes()
+    assert inflated_at_once(compressed, num_bytes) is None
+
+
+def test_a_file_much_larger_than_its_promise_is_not_read_whole(tmp_path: Path) -> None:
+    """24 voxels, then 64 MiB that nothing compresses."""
+    path = tmp_path / "a.nii.gz"
+    with path.open("wb") as stream:
+        stream.write(gzip.compress(nifti_bytes(), mtime=0))
+        stream.write(np.random.default_rng(0).bytes(1 << 20) * 64)
+    tracemalloc.start()
+    kind, _ = fault_of(read_volume, path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kind == "checksum"
+    assert peak < 2**20
 
 
 # --- writing -----------------------------------------------------------------------------------

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from nibabel import aff2axcodes
@@ -14,6 +18,9 @@ from pipeline.data.datalist import Case
 from pipeline.data.images import read_image
 from pipeline.data.resampling import resample_to
 from pipeline.errors import DataError, Problem
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 AFFINE_TOLERANCE = 1e-3  # in mm: what float32 headers and rewritten quaternions differ by
 
@@ -39,9 +46,11 @@ class ImageFile:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the voxels in float32, whatever the type and compression of the file."""
+        digest = hashlib.sha256()
         with np.errstate(over="ignore"):
-            voxels = np.asfortranarray(self.volume, dtype=np.float32)
-        return hashlib.sha256(voxels.T.data).hexdigest()
+            for plane in self.volume.T:  # one at a time, which stays in a processor's cache
+                digest.update(np.ascontiguousarray(plane, dtype=np.float32).data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,39 +71,45 @@ class CaseContent:
 
 
 def read_content(
-    case: Case, *, labels: bool, mask_nonfinite: bool = False
+    case: Case, *, labels: bool, mask_nonfinite: bool = False, num_threads: int = 1
 ) -> tuple[CaseContent, list[Problem]]:
     """Read the files of `case`, and report each one that cannot be read or is damaged.
 
     `labels` says whether the label is wanted; a case without one then has a problem. With
     `mask_nonfinite`, intensities that are NaN or infinite in float32 become 0 before anything else
-    sees them; `nonfinite_problems` tells how many.
+    sees them; `nonfinite_problems` tells how many. `num_threads` files are read at a time.
     """
+    is_one_file = len(case.images) == 1
+    reads = [partial(_read_images, path, is_one_file=is_one_file) for path in case.images]
+    if labels:
+        reads.append(partial(_read_label, case))
     problems: list[Problem] = []
     images: list[ImageFile] = []
-    is_one_file = len(case.images) == 1
-    for path in case.images:
-        try:
-            volumes, affine = read_image(path, dtype=None, channels=is_one_file)
-        except DataError as error:
-            problems += with_case(error, case.id)
-            continue
-        if not is_one_file or len(volumes) == 1:
-            images.append(ImageFile(path.name, volumes[0] if is_one_file else volumes, affine))
-        else:
-            images += [
-                ImageFile(f"{path.name}[{index}]", volume, affine)
-                for index, volume in enumerate(volumes)
-            ]
     label = None
-    if labels:
-        try:
-            label = _read_label(case)
-        except DataError as error:
-            problems += with_case(error, case.id)
+    for number, found in enumerate(in_threads(_attempted, reads, num_threads=num_threads)):
+        if isinstance(found, DataError):
+            problems += with_case(found, case.id)
+        elif number < len(case.images):
+            images += found
+        else:
+            (label,) = found
     if mask_nonfinite:
         images = [_masked(image) for image in images]
     return CaseContent(case, tuple(images), label), problems
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int
+) -> list[Result]:
+    """Return the results in the order of the items; no thread is left when this returns.
+
+    Threads serve where the work is inflating and array arithmetic, which release the interpreter's
+    lock.
+    """
+    if num_threads == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(num_threads) as executor:
+        return list(executor.map(function, items))
 
 
 def with_case(error: DataError, case: str) -> list[Problem]:
@@ -174,7 +189,27 @@ def _nonfinite_remedy(image: ImageFile, num_bad: int) -> str:
     return "Export the image again, or have these voxels taken for 0 with --mask-nonfinite."
 
 
-def _read_label(case: Case) -> ImageFile:
+def _attempted(read: Callable[[], list[ImageFile]]) -> list[ImageFile] | DataError:
+    """Return what `read` gives, or its error: the other files are read all the same."""
+    try:
+        return read()
+    except DataError as error:
+        return error
+
+
+def _read_images(path: Path, *, is_one_file: bool) -> list[ImageFile]:
+    """Return the image in a file, or the images in a case's only file."""
+    volumes, affine = read_image(path, dtype=None, channels=is_one_file)
+    if not is_one_file:
+        return [ImageFile(path.name, volumes, affine)]
+    if len(volumes) == 1:
+        return [ImageFile(path.name, volumes[0], affine)]
+    return [
+        ImageFile(f"{path.name}[{index}]", volume, affine) for index, volume in enumerate(volumes)
+    ]
+
+
+def _read_label(case: Case) -> list[ImageFile]:
     if case.label is None:
         raise DataError.of(
             Problem(
@@ -187,7 +222,7 @@ def _read_label(case: Case) -> ImageFile:
             )
         )
     volume, affine = read_image(case.label, dtype=np.int32)
-    return ImageFile(case.label.name, volume, affine)
+    return [ImageFile(case.label.name, volume, affine)]
 
 
 def _resampled(image: ImageFile, target: ImageFile) -> ImageFile:
@@ -231,4 +266,4 @@ def _is_nonfinite(volume: np.ndarray) -> np.ndarray:
     if volume.dtype.kind != "f":
         return np.zeros((), dtype=bool)
     with np.errstate(over="ignore"):
-        return ~np.isfinite(volume.astype(np.float32))
+        return ~np.isfinite(volume.astype(np.float32, copy=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,18 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import SpaceKeys
 
+from pipeline.data.boxes import bounding_box
 from pipeline.data.content import (
     CaseContent,
     ImageFile,
     bring_to_grid,
     grid_problems,
+    in_threads,
     nonfinite_problems,
     read_content,
 )
 from pipeline.data.datalist import Case
+from pipeline.data.reading import copy_into_zeros
 from pipeline.errors import DataError, Problem
 from transforms.labels import values_to_classes
 
@@ -51,7 +55,10 @@ class LoadCase(Transform):
     def __call__(self, case: Case) -> dict[str, Any]:
         """Return the tensors of `case`; DataError lists everything that is wrong with its files."""
         content, problems = read_content(
-            case, labels=self.labels, mask_nonfinite=self.mask_nonfinite
+            case,
+            labels=self.labels,
+            mask_nonfinite=self.mask_nonfinite,
+            num_threads=torch.get_num_threads(),
         )
         if self.resample_to is None:
             problems += grid_problems(content)
@@ -69,18 +76,34 @@ class LoadCase(Transform):
         return result
 
 
+def class_indices(volume: np.ndarray, *, values: Sequence[int]) -> np.ndarray:
+    """Return `values_to_classes` of a mask (X, Y, Z), as uint8 of the same shape in C order.
+
+    Where 0 is a known value, only the box around what is not 0 is looked at: a tumour fills a
+    hundredth of a mask. Raises ValueError as `values_to_classes` does.
+    """
+    box: tuple[slice, ...] = (slice(None),) * volume.ndim
+    background = 0
+    if 0 in values:
+        box, background = bounding_box(volume != 0), list(values).index(0)
+    inside = values_to_classes(np.ascontiguousarray(volume[box])[None], values=values)[0]
+    classes = np.full(volume.shape, background, dtype=np.uint8)
+    classes[box] = inside
+    return classes
+
+
 def _stack(content: CaseContent) -> MetaTensor:
     images = content.images
-    stacked = np.empty((len(images), *images[0].volume.shape), dtype=np.float32)
-    for channel, image in zip(stacked, images, strict=True):
-        channel[...] = image.volume
+    stacked = np.zeros((len(images), *images[0].volume.shape), dtype=np.float32)
+    pairs = zip((image.volume for image in images), stacked, strict=True)
+    in_threads(lambda pair: copy_into_zeros(*pair), pairs, num_threads=torch.get_num_threads())
     return _with_meta(torch.from_numpy(stacked), images[0], content.case.images[0].name)
 
 
 def _class_indices(content: CaseContent, label: ImageFile) -> MetaTensor:
     values = content.case.label_values
     try:
-        classes = values_to_classes(np.ascontiguousarray(label.volume)[None], values=values)
+        classes = class_indices(label.volume, values=values)
     except ValueError as error:
         raise DataError.of(
             Problem(
@@ -92,7 +115,7 @@ def _class_indices(content: CaseContent, label: ImageFile) -> MetaTensor:
                 remedy="Correct `labels` in the data list's header, or the mask.",
             )
         ) from error
-    return _with_meta(torch.as_tensor(classes, dtype=torch.uint8), label, label.name)
+    return _with_meta(torch.from_numpy(classes)[None], label, label.name)
 
 
 def _with_meta(tensor: torch.Tensor, image: ImageFile, file_name: str) -> MetaTensor:

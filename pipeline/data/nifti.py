@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +20,7 @@ from pipeline.data.file_types import GZIP, NIFTI, TYPE_BYTES, true_type
 from pipeline.data.files import replace_file
 from pipeline.data.nifti_header import HEADER_BYTES, ImageHeader, parse_header
 from pipeline.data.reading import (
+    CHUNK_BYTES,
     GZIP_STREAM,
     cast_exactly,
     cast_voxels,
@@ -25,6 +28,7 @@ from pipeline.data.reading import (
     fault,
     faults_told,
     inflated,
+    inflated_at_once,
     pieces_of,
     refuse_devices,
     refuse_impossible_length,
@@ -42,7 +46,8 @@ def read_header(path: Path, *, channels: bool = False) -> ImageHeader:
     for the caller to fill in: kinds ``missing-file``, ``unreadable-file``, ``file-type``,
     ``checksum`` and those of `parse_header`.
     """
-    with _content_of(path) as pieces:
+    with _opened(path) as (stream, is_gzip):
+        pieces = _pieces(stream, is_gzip)
         return parse_header(_first_bytes(pieces), name=path.name, channels=channels)
 
 
@@ -59,14 +64,12 @@ def read_volume(
     Raises DataError as `read_header` does, and with kind ``length`` (too short, too long) or
     ``not-lossless`` (a value that the integer `dtype` cannot hold).
     """
-    with _content_of(path) as pieces:
-        head = _first_bytes(pieces)
-        header = parse_header(head, name=path.name, channels=channels)
-        promised = header.data_offset + header.num_data_bytes
-        is_gzip = path.name.lower().endswith(".gz")
-        size = path.stat().st_size
-        refuse_impossible_length(promised, size, is_deflated=is_gzip, name=path.name)
-        content = collected(chain([head], pieces), promised, name=path.name)
+    with _opened(path) as (stream, is_gzip):
+        known = _read_at_once(stream, name=path.name, channels=channels) if is_gzip else None
+        if known is None:
+            stream.seek(0)
+            known = _read_in_pieces(stream, is_gzip, name=path.name, channels=channels)
+    header, content = known
     volume = _convert(content, header, dtype, path.name)
     if channels:
         volume = np.moveaxis(volume, -1, 0)
@@ -121,13 +124,50 @@ def _require_written(path: Path, *, name: str, values: np.ndarray, affine: np.nd
 
 
 @contextmanager
-def _content_of(path: Path) -> Iterator[Iterator[bytes]]:
-    """Open `path` and give its uncompressed content piece by piece; faults become DataErrors."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """Open `path` and tell whether it is gzip; faults, later ones too, become DataErrors."""
     with faults_told(path.name):
         refuse_devices(path)
         with path.open("rb") as stream:
-            is_gzip = _judge_type(stream, path.name)
-            yield inflated(stream, wbits=GZIP_STREAM) if is_gzip else pieces_of(stream)
+            yield stream, _judge_type(stream, path.name)
+
+
+def _pieces(stream: BinaryIO, is_gzip: bool) -> Iterator[bytes]:
+    return inflated(stream, wbits=GZIP_STREAM) if is_gzip else pieces_of(stream)
+
+
+def _read_at_once(
+    stream: BinaryIO, *, name: str, channels: bool
+) -> tuple[ImageHeader, np.ndarray] | None:
+    """Return header and content (uint8) of a gzip file that is plainly sound, else None.
+
+    Like reading in pieces it judges the header first, which bounds the memory; what is wrong with
+    a file is for reading in pieces to say. zlib verifies the gzip header, which libdeflate skips.
+    """
+    chunk = stream.read(CHUNK_BYTES)
+    size = os.fstat(stream.fileno()).st_size
+    try:
+        head = zlib.decompressobj(GZIP_STREAM).decompress(chunk, HEADER_BYTES)
+        header = parse_header(head, name=name, channels=channels)
+        refuse_impossible_length(header.num_bytes, size, is_deflated=True, name=name)
+    except (zlib.error, DataError):
+        return None
+    if size > header.num_bytes:
+        return None  # larger than what it is said to hold: not to be read whole
+    content = inflated_at_once(chunk + stream.read(max(size - len(chunk), 0)), header.num_bytes)
+    return None if content is None else (header, content)
+
+
+def _read_in_pieces(
+    stream: BinaryIO, is_gzip: bool, *, name: str, channels: bool
+) -> tuple[ImageHeader, np.ndarray]:
+    """Return header and content (uint8) of any file, read and judged piece by piece."""
+    pieces = _pieces(stream, is_gzip)
+    head = _first_bytes(pieces)
+    header = parse_header(head, name=name, channels=channels)
+    size = os.fstat(stream.fileno()).st_size
+    refuse_impossible_length(header.num_bytes, size, is_deflated=is_gzip, name=name)
+    return header, collected(chain([head], pieces), header.num_bytes, name=name)
 
 
 def _judge_type(stream: BinaryIO, name: str) -> bool:

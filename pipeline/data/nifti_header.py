@@ -47,6 +47,11 @@ class ImageHeader:
         """Size of the voxels as stored."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole file, uncompressed."""
+        return self.data_offset + self.num_data_bytes
+
 
 def parse_header(head: bytes, *, name: str, channels: bool = False) -> ImageHeader:
     """Judge the first `HEADER_BYTES` of an uncompressed NIfTI file, and return its facts.
