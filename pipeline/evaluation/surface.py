@@ -19,6 +19,7 @@ import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
+from pipeline.data.boxes import bounding_box
 from pipeline.evaluation.masks import require_masks
 from pipeline.evaluation.surface_elements import element_areas_mm2, element_codes, is_element
 
@@ -96,7 +97,7 @@ def surface_scores(prediction: _Mask, reference: _Mask, *, spacing_mm: _Spacing)
     if prediction.ndim != 3:
         raise ValueError(f"the masks must have three axes, not the shape {prediction.shape}")
     spacing = _checked_spacing(spacing_mm)
-    box = _bounding_box(prediction | reference)
+    box = bounding_box(prediction | reference)
     prediction, reference = prediction[box], reference[box]
     if not prediction.size:
         return SurfaceScores(hd95_mm=0.0, average_surface_distance_mm=0.0)
@@ -123,16 +124,6 @@ def _checked_spacing(spacing_mm: _Spacing) -> _Floats:
     if spacing.shape != (3,) or not np.isfinite(spacing).all() or not (spacing > 0).all():
         raise ValueError(f"spacing_mm must be three finite numbers > 0, not {spacing_mm}")
     return spacing
-
-
-def _bounding_box(mask: _Mask) -> tuple[slice, slice, slice]:
-    """Return the smallest box that holds everything inside; one without voxels if nothing is."""
-    slices = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        filled = np.flatnonzero(mask.any(axis=others))
-        slices.append(slice(filled[0], filled[-1] + 1) if filled.size else slice(0))
-    return slices[0], slices[1], slices[2]
 
 
 def _both_ways(

@@ -9,10 +9,10 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
+from pipeline.data.boxes import bounding_box
+
 MM3_PER_ML = 1000.0
 ENHANCING = "ET"
-
-Box = tuple[slice, slice, slice]
 
 
 def clean_classes(
@@ -53,7 +53,7 @@ def clean_classes(
         _check_et_settings(min_et_volume_ml, regions)
     # In C order, whatever the input's: cc3d numbers components in the order of memory.
     cleaned = classes.copy(order="C")
-    tumour = cleaned[_box_around(cleaned > 0)]  # a view: what is written into it is in `cleaned`
+    tumour = cleaned[bounding_box(cleaned > 0)]  # a view: what is written into it is in `cleaned`
     changes: list[str] = []
     if tumour.size == 0:
         return cleaned, changes
@@ -81,7 +81,7 @@ def _fill_holes(classes: np.ndarray, *, spacing_mm: Sequence[float], voxel_ml: f
         return []
     # One voxel around the holes is enough: whatever lies further off is further off than the
     # tumour in front of it. A hole never reaches a face, so that there is always one voxel more.
-    x, y, z = (slice(edge.start - 1, edge.stop + 1) for edge in _box_around(holes))
+    x, y, z = (slice(edge.start - 1, edge.stop + 1) for edge in bounding_box(holes))
     classes, holes = classes[x, y, z], holes[x, y, z]
     nearest = ndimage.distance_transform_edt(
         classes == 0, sampling=spacing_mm, return_distances=False, return_indices=True
@@ -141,15 +141,6 @@ def _check_et_settings(min_volume_ml: float, regions: Mapping[str, Sequence[int]
             f"a smallest ET volume needs a region {ENHANCING}, and around it one with a single "
             f"class more, which too small an ET becomes; found the regions {found}"
         )
-
-
-def _box_around(mask: np.ndarray) -> Box:
-    """Return the smallest box around what is True, empty where nothing is."""
-    edges = []
-    for axis in range(3):
-        occupied = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        edges.append(slice(occupied[0], occupied[-1] + 1) if occupied.size else slice(0, 0))
-    return edges[0], edges[1], edges[2]
 
 
 def _amount(num_voxels: int, voxel_ml: float) -> str:
