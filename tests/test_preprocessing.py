@@ -14,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from transforms.preprocessing import build_preprocessing
+from transforms.preprocessing import build_preprocessing, build_stored_and_live
 
 ARTICLE_CROP = [[8, 8], [8, 8], [6, 5]]
 # Stored as RAS with swapped axes: 2.5 mm, 0.9 mm and 1.2 mm, off the origin.
@@ -98,6 +98,39 @@ def test_settings_survive_json() -> None:
     again = build_preprocessing(**json.loads(json.dumps(settings)))(case)
     assert torch.equal(once["image"], again["image"])
     assert torch.equal(once["label"], again["label"])
+
+
+FULL_CHAIN: dict[str, Any] = {
+    "border_crop": [[1, 1], [2, 0], [0, 1]],
+    "brain_box": True,
+    "gaussian_sigma": 1.0,
+    "sharpen_strength": 0.3,
+    "spacing_mm": 2.0,
+    "divisor": 8,
+}
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [(), ("gaussian_sigma",), ("gaussian_sigma", "sharpen_strength"), tuple(FULL_CHAIN)],
+)
+@pytest.mark.parametrize("normalization", ["minmax", "zscore", None])
+def test_stored_and_live_are_the_whole_chain(left_out: tuple[str, ...], normalization: Any) -> None:
+    settings = {name: value for name, value in FULL_CHAIN.items() if name not in left_out}
+    settings["normalization"] = normalization
+    stored, live = build_stored_and_live(**settings)
+    whole = build_preprocessing(**settings)
+    case = random_case((9, 8, 7), affine=TURNED)
+    expected, middle = whole(case), stored(case)
+    found = live(middle)
+    for key in ("image", "label"):
+        assert torch.equal(found[key].as_tensor(), expected[key].as_tensor())
+        assert torch.equal(found[key].affine, expected[key].affine)
+        trace = [step["class"] for step in expected[key].applied_operations]
+        assert [step["class"] for step in found[key].applied_operations] == trace
+    if normalization == "minmax":
+        levels = middle["image"].as_tensor().double() * 1000
+        torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)  # float32 of levels
 
 
 def test_brats_is_left_as_stored() -> None:

@@ -20,12 +20,14 @@ from transforms.geometry import (
     border_slices,
 )
 from transforms.intensity import (
+    FilterIntensitiesd,
     GaussianFilter,
     GaussianFilterd,
     LaplacianSharpen,
     LaplacianSharpend,
     MinMaxNormalize,
     MinMaxNormalized,
+    filter_intensities,
     gaussian_filter,
     laplacian_sharpen,
     min_max_normalize,
@@ -42,7 +44,7 @@ from transforms.labels import (
     values_to_classes,
 )
 from transforms.postprocessing import build_postprocessing
-from transforms.preprocessing import build_preprocessing
+from transforms.preprocessing import build_preprocessing, build_stored_and_live
 
 __all__ = [
     "ORIENTATION",
@@ -53,6 +55,7 @@ __all__ = [
     "ClassesToLabelValuesd",
     "ClassesToRegions",
     "ClassesToRegionsd",
+    "FilterIntensitiesd",
     "GaussianFilter",
     "GaussianFilterd",
     "LabelValuesToClasses",
@@ -71,9 +74,11 @@ __all__ = [
     "build_augmentation",
     "build_postprocessing",
     "build_preprocessing",
+    "build_stored_and_live",
     "cases_of_fold",
     "classes_to_regions",
     "classes_to_values",
+    "filter_intensities",
     "gaussian_filter",
     "laplacian_sharpen",
     "min_max_normalize",

@@ -17,7 +17,7 @@ from monai.transforms import (
 )
 
 from transforms.geometry import ORIENTATION, BorderCropd, BrainBoxd, Margins
-from transforms.intensity import GaussianFilterd, LaplacianSharpend, MinMaxNormalized
+from transforms.intensity import FilterIntensitiesd, MinMaxNormalized
 
 # Stated, because MONAI 1.6 warns where it has to choose them; affines are nibabel's (RAS+).
 AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -76,6 +76,33 @@ def build_preprocessing(
     )
 
 
+def build_stored_and_live(**settings: Any) -> tuple[Compose, Compose]:
+    """Return `build_preprocessing` in two parts, one after the other equal to the last bit.
+
+    The first part is worth storing: orientation, crops and normalisation, after which "minmax"
+    leaves few levels and the background is constant. The second is cheap to repeat on each use,
+    where the data is needed: Gaussian, sharpening, spacing, padding.
+
+    Args:
+        settings: those of `build_preprocessing`.
+
+    Raises:
+        ValueError: see `build_preprocessing`.
+    """
+    stored: list[Transform] = []
+    live: list[Transform] = []
+    for step in build_preprocessing(**settings).transforms:
+        if isinstance(step, FilterIntensitiesd):
+            before, after = step.in_two()
+            stored += before
+            live.append(after)
+        elif live or isinstance(step, (Spacingd, DivisiblePadd)):
+            live.append(step)
+        else:
+            stored.append(step)
+    return Compose(stored), Compose(live)
+
+
 def _check_settings(
     keys: Sequence[str], normalization: str | None, spacing_mm: float | None, divisor: int
 ) -> None:
@@ -112,14 +139,22 @@ def _intensity_steps(
 ) -> list[Transform]:
     """Return the steps that change the image's intensities."""
     steps: list[Transform] = []
-    if normalization == "minmax":
-        steps.append(MinMaxNormalized([key], decimals=decimals))
+    has_filters = bool(gaussian_sigma or sharpen_strength)
+    is_minmax = normalization == "minmax"
     if normalization == "zscore":
         steps.append(ZScoreNormalized([key]))
-    if gaussian_sigma:
-        steps.append(GaussianFilterd([key], sigma=gaussian_sigma))
-    if sharpen_strength:
-        steps.append(LaplacianSharpend([key], strength=sharpen_strength))
+    if has_filters:
+        steps.append(
+            FilterIntensitiesd(
+                [key],
+                normalize=is_minmax,
+                decimals=decimals,
+                sigma=gaussian_sigma,
+                strength=sharpen_strength,
+            )
+        )
+    elif is_minmax:
+        steps.append(MinMaxNormalized([key], decimals=decimals))
     return steps
 
 
