@@ -8,11 +8,13 @@ The article is "3D UNet for Brain Tumor Segmentation" by Mohamed Abdul Gafoor (2
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from networks.relu_dropout import relu_dropout
+from networks.up_convolution import up_convolution
 
 Norm = Literal["instance"] | None
 
@@ -64,10 +66,13 @@ class UNet3D(nn.Module):
         self.norm = norm
         self.divisor = 2 ** (num_levels - 1)
 
-        def two_convolutions(num_in: int, num_out: int) -> nn.Sequential:
+        def two_convolutions(
+            num_in: int, num_out: int, first: type[Convolution] = Convolution
+        ) -> nn.Sequential:
+            options: dict[str, Any] = {"kernel_size": kernel_size, "dropout": dropout, "norm": norm}
             return nn.Sequential(
-                convolution(num_in, num_out, kernel_size=kernel_size, dropout=dropout, norm=norm),
-                convolution(num_out, num_out, kernel_size=kernel_size, dropout=dropout, norm=norm),
+                convolution(num_in, num_out, kind=first, **options),
+                convolution(num_out, num_out, **options),
             )
 
         filters = [num_filters * 2**level for level in range(num_levels)]
@@ -77,7 +82,8 @@ class UNet3D(nn.Module):
         # The article's decoder starts at the bottom level, where there is nothing to enlarge.
         self.bottom = two_convolutions(filters[-1], filters[-1])
         self.decoder = nn.ModuleList(
-            two_convolutions(below + here, here) for below, here in pairwise(reversed(filters))
+            two_convolutions(below + here, here, first=JoiningConvolution)
+            for below, here in pairwise(reversed(filters))
         )
         self.output = nn.Conv3d(filters[0], out_channels, kernel_size=1)
         self.apply(initialise_like_keras)
@@ -98,9 +104,10 @@ class UNet3D(nn.Module):
             skips.append(x)
 
         x = self.bottom(skips.pop())
-        for block, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = block(torch.cat([x, skip], dim=1))
+        for block in self.decoder:
+            first, second = cast("nn.Sequential", block)
+            # Taken off the list: without gradients, its memory is free for the second convolution.
+            x = second(first(x, skips.pop()))
         return self.output(x)
 
     def _check_shape(self, image: Tensor) -> None:
@@ -113,9 +120,44 @@ class UNet3D(nn.Module):
             )
 
 
+class Convolution(nn.Sequential):
+    """A convolution, its normalisation if any, ReLU and dropout; the last two are done in one."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, out, X, Y, Z) of (B, in, X, Y, Z)."""
+        return self._activated(self[0](image))
+
+    def _activated(self, x: Tensor) -> Tensor:
+        _, *normalisations, _, last = self
+        for normalisation in normalisations:
+            x = normalisation(x)
+        dropout = cast("nn.Dropout", last)
+        return relu_dropout(x, probability=dropout.p if dropout.training else 0.0)
+
+
+class JoiningConvolution(Convolution):
+    """A `Convolution` of what comes from the level below, enlarged, and what the level itself saw.
+
+    Its layers, and so its weights, are those of a convolution of both as one volume.
+    """
+
+    def forward(self, below: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        """Return (B, here, 2 X, 2 Y, 2 Z) of (B, below, X, Y, Z) and (B, here, 2 X, 2 Y, 2 Z)."""
+        joining = cast("nn.Conv3d", self[0])
+        return self._activated(
+            up_convolution(below, skip, weight=joining.weight, bias=joining.bias)
+        )
+
+
 def convolution(
-    num_in: int, num_out: int, *, kernel_size: int, dropout: float, norm: Norm
-) -> nn.Sequential:
+    num_in: int,
+    num_out: int,
+    *,
+    kernel_size: int,
+    dropout: float,
+    norm: Norm,
+    kind: type[Convolution] = Convolution,
+) -> Convolution:
     """Return one convolution that keeps the size, its normalisation if any, ReLU and dropout."""
     layers: list[nn.Module] = [
         # A normalisation subtracts the mean, and with it any bias.
@@ -125,7 +167,7 @@ def convolution(
         layers.append(nn.InstanceNorm3d(num_out, affine=True))
     # Keras' Dropout drops single values; torch's Dropout3d would drop whole channels.
     layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
-    return nn.Sequential(*layers)
+    return kind(*layers)
 
 
 def initialise_like_keras(module: nn.Module) -> None:

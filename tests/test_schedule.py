@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.training.schedule import build_scheduler, rate_factor
+from pipeline.training.schedule import build_optimisation, build_scheduler, rate_factor
 
 
 def factors(schedule: str, *, num_steps: int, num_warmup: int = 0) -> list[float]:
@@ -70,3 +70,57 @@ def test_a_restored_scheduler_goes_on_where_it_was() -> None:
     optimizer.step()
     other.step()
     assert other.get_last_lr() == [0.5**0.9]
+
+
+def optimiser_of(network: torch.nn.Module, *, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    optimizer, _ = build_optimisation(
+        network,
+        epoch_length=4,
+        max_epochs=2,
+        learning_rate=1e-3,
+        adam_epsilon=1e-7,
+        weight_decay=weight_decay,
+        accumulation_steps=1,
+        schedule="constant",
+        warmup_fraction=0.0,
+    )
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("weight_decay", "kind"), [(0.0, torch.optim.Adam), (0.1, torch.optim.AdamW)]
+)
+def test_the_optimiser_and_its_kernels_on_a_cpu(
+    weight_decay: float, kind: type[torch.optim.Optimizer]
+) -> None:
+    optimizer = optimiser_of(torch.nn.Linear(1, 1), weight_decay=weight_decay)
+    assert type(optimizer) is kind
+    assert optimizer.defaults["eps"] == 1e-7
+    assert optimizer.param_groups[0]["fused"] is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="one kernel for all is CUDA's matter")
+def test_on_cuda_one_kernel_moves_all_parameters() -> None:
+    optimizer = optimiser_of(torch.nn.Linear(1, 1).cuda())
+    assert optimizer.param_groups[0]["fused"] is True
+
+
+def test_a_state_from_a_gpu_goes_on_with_the_kernels_of_this_machine() -> None:
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+
+    torch.manual_seed(0)
+    network, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    optimizer, restored = optimiser_of(network), optimiser_of(other)
+    step(optimizer)
+    state = optimizer.state_dict()
+    other.load_state_dict(network.state_dict())
+    state["param_groups"][0]["fused"] = True
+    restored.load_state_dict(state)
+    assert state["param_groups"][0]["fused"] is True  # the caller's is left alone
+    assert restored.param_groups[0]["fused"] is None
+    step(optimizer)
+    step(restored)
+    assert all(map(torch.equal, network.parameters(), other.parameters()))

@@ -17,8 +17,13 @@ def convolution_flop_per_second(device: torch.device) -> float:
     return CONVOLUTION_EFFICIENCY * flop_per_second(device)
 
 
-def flop_per_second(device: torch.device, *, size: int = 2048, repeats: int = 3) -> float:
-    """Return the speed of float32 matrix products on `device`, measured in a moment."""
+def flop_per_second(device: torch.device, *, size: int | None = None, repeats: int = 3) -> float:
+    """Return the speed of float32 matrix products on `device`, measured in a moment.
+
+    `size` is the edge of the matrices; None chooses it by the device.
+    """
+    if size is None:  # a GPU would wait for the next command more than it would compute
+        size = 1024 if device.type == "cpu" else 2048
     matrix = torch.ones(size, size, device=device)
     seconds = []
     for _ in range(repeats + 1):

@@ -41,9 +41,39 @@ def validation_batch(
     )
 
 
-def plain_forward(inputs: torch.Tensor, network: Callable[..., Any], *_: object) -> torch.Tensor:
-    """Run the network on a tensor without metadata, which slows every layer down."""
-    return network(plain_tensor(inputs))
+def half_precision(device: torch.device, *, amp: bool) -> torch.dtype | None:
+    """Return the type that convolutions are computed in, or None where that stays float32.
+
+    On CUDA with `amp` it is bfloat16 where the device computes in it: its range is that of float32,
+    so that gradients need no scaling. Else it is float16. On a CPU there is no mixed precision:
+    those without instructions for bfloat16 are many times slower in it than in float32.
+    """
+    if not amp or device.type != "cuda":
+        return None
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+class Forward:
+    """Runs the network on a tensor without metadata, which slows every layer down.
+
+    Args:
+        precision: Of the convolutions, on CUDA; the logits are float32 at any rate, as is the loss
+            that is made of them. None leaves everything as it is.
+    """
+
+    def __init__(self, precision: torch.dtype | None) -> None:
+        self.precision = precision
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., Any], *_: object
+    ) -> torch.Tensor:
+        """Return the logits of `inputs`."""
+        image = plain_tensor(inputs)
+        if self.precision is None:
+            return network(image)
+        with torch.autocast(image.device.type, dtype=self.precision):
+            return network(image).float()
 
 
 def build_trainer(
@@ -58,7 +88,8 @@ def build_trainer(
     accumulation_steps: int,
     handlers: Sequence[object],
 ) -> SupervisedTrainer:
-    """Return the trainer; `amp` has an effect on CUDA only, where the trainer has a scaler."""
+    """Return the trainer; what `amp` does, `half_precision` says. Only float16 has a scaler."""
+    precision = half_precision(device, amp=amp)
     trainer = ResumableTrainer(
         device=device,
         max_epochs=max_epochs,
@@ -67,7 +98,8 @@ def build_trainer(
         optimizer=optimizer,
         loss_function=loss,
         prepare_batch=training_batch,
-        amp=amp and device.type == "cuda",
+        inferer=Forward(precision),  # type: ignore[arg-type]
+        amp=precision == torch.float16,
         accumulation_steps=accumulation_steps,
         optim_set_to_none=True,
         decollate=False,
@@ -93,9 +125,8 @@ def build_evaluator(
         val_data_loader=loader,
         network=network,
         prepare_batch=validation_batch,
-        inferer=plain_forward,  # type: ignore[arg-type]
+        inferer=Forward(half_precision(device, amp=amp)),  # type: ignore[arg-type]
         postprocessing=postprocessing,  # type: ignore[arg-type]
-        amp=amp and device.type == "cuda",
         val_handlers=list(handlers),
     )
     return _quiet(evaluator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -57,13 +58,29 @@ def build_optimisation(
     warmup_fraction: float,
     **_: object,
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """Return Adam (AdamW where there is a weight decay) and the schedule of its learning rate."""
+    """Return Adam (AdamW where there is a weight decay) and the schedule of its learning rate.
+
+    On CUDA all parameters are moved by one kernel.
+    """
     kind = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam
+    parameters = list(network.parameters())
     optimizer = kind(
-        network.parameters(), lr=learning_rate, eps=adam_epsilon, weight_decay=weight_decay
+        parameters,
+        lr=learning_rate,
+        eps=adam_epsilon,
+        weight_decay=weight_decay,
+        fused=all(parameter.is_cuda for parameter in parameters) or None,
     )
+    optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
     num_steps = max_epochs * math.ceil(epoch_length / accumulation_steps)
     scheduler = build_scheduler(
         optimizer, schedule=schedule, num_steps=num_steps, warmup_fraction=warmup_fraction
     )
     return optimizer, scheduler
+
+
+def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimiser's stored `state` with the kernels of this machine, not of that one."""
+    fused = optimizer.defaults["fused"]
+    groups = [{**group, "fused": fused} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
