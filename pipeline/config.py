@@ -110,7 +110,9 @@ class LoadingSettings(Stage):
     cache_memory_fraction: float = Field(
         0.5, ge=0, le=1, description="share of the free memory that cached cases may take"
     )
-    num_workers: int = Field(0, ge=0, description="processes that augment beside the training")
+    num_workers: int = Field(
+        0, ge=0, description="processes that augment beside the training; 0: threads do"
+    )
     mask_nonfinite: bool = Field(False, description="NaN and infinite voxels are taken for 0")
 
 

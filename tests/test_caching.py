@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from monai.transforms import Transform
 
 from pipeline.data import caching
 from pipeline.data.caching import build_cache, free_memory_bytes, item_bytes, num_cacheable
+from pipeline.data.compact import compact
 
 FREE = 1000
 
@@ -62,6 +65,14 @@ def test_bytes_of_a_case() -> None:
     assert item_bytes(item) == 480 + 30
 
 
+def test_bytes_of_a_case_that_is_compact_or_packed() -> None:
+    volume = torch.zeros(4, 9, 9, 9)
+    volume[:, 2:4, 3:6, 1:6] = 0.5  # a box of 4 x 30 values
+    assert item_bytes({"image": compact(volume, divisor=10)}) == 2 * 120
+    assert item_bytes({"image": compact(volume, divisor=1)}) == 4 * 120
+    assert item_bytes(b"packed") == 6
+
+
 @pytest.mark.parametrize(
     ("bytes_per_case", "budget", "expected"),
     [(10, 100.0, 5), (10, 49.9, 4), (10, 9.0, 0), (10, -30.0, 0), (0, 100.0, 5)],
@@ -104,3 +115,73 @@ def test_a_cache_can_be_sent_to_workers_that_are_not_forked() -> None:
 def test_filling_the_cache_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     build_cache([0], transform=CountingLoad(), num_cached=1)
     assert "Loading dataset" in capsys.readouterr().err
+
+
+# ---- Forms, budget, order, faults ---------------------------------------------------------------
+
+
+def test_cases_stay_in_their_order_whichever_thread_is_quicker() -> None:
+    def load(number: int) -> dict[str, torch.Tensor]:
+        time.sleep(0.02 if number % 2 == 0 else 0.0)
+        return {"image": torch.full((1,), float(number))}
+
+    dataset = build_cache(range(8), transform=load, num_cached=8, num_threads=3, progress=False)
+    assert [float(item["image"]) for item in dataset.kept] == list(range(8))
+
+
+def test_what_is_kept_is_read_at_each_access() -> None:
+    load = CountingLoad()
+    dataset = build_cache(
+        [5, 6],
+        transform=load,
+        num_cached=1,
+        keep=lambda number: b"\0" * number,
+        read=lambda packed: {"image": torch.full((1,), float(len(packed)))},
+        progress=False,
+    )
+    assert [float(dataset[index]["image"]) for index in (0, 1, 0)] == [5.0, 6.0, 5.0]
+    assert load.calls == [6], "the kept case is not prepared by the other way"
+    assert dataset.num_bytes == 5
+
+
+@pytest.mark.parametrize(("budget", "num_kept"), [(100, 5), (15, 5), (14, 4), (2, 1), (0, 0)])
+def test_the_budget_holds_where_cases_turn_out_to_be_larger(budget: int, num_kept: int) -> None:
+    prepared: list[int] = []
+
+    def keep(number: int) -> bytes:
+        prepared.append(number)
+        return b"\0" * number
+
+    dataset = build_cache(
+        [1, 2, 3, 4, 5],
+        transform=CountingLoad(),
+        num_cached=5,
+        keep=keep,
+        read=lambda packed: {"image": torch.full((1,), float(len(packed)))},
+        budget_bytes=budget,
+        num_threads=2,
+        progress=False,
+    )
+    assert dataset.num_bytes <= budget
+    assert len(dataset.kept) == num_kept
+    assert len(prepared) <= num_kept + 2, "nothing is prepared that has no room"
+    assert [float(dataset[index]["image"]) for index in range(5)] == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_an_error_ends_the_filling_with_its_threads() -> None:
+    finished: list[int] = []
+
+    def load(number: int) -> dict[str, torch.Tensor]:
+        if number == 1:
+            raise ValueError("case 1 is damaged")
+        time.sleep(0.1)
+        finished.append(number)
+        return {"image": torch.zeros(1)}
+
+    with pytest.raises(ValueError, match="case 1 is damaged"):
+        build_cache(range(9), transform=load, num_cached=9, num_threads=2, progress=False)
+    at_the_end = list(finished)
+    time.sleep(0.3)
+    assert finished == at_the_end
+    assert len(finished) <= 2
+    assert not any(thread.name.startswith("cache") for thread in threading.enumerate())

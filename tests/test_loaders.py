@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ import torch
 from monai.data import MetaTensor
 
 from pipeline.data.loaders import (
+    NUM_THREADS,
     AugmentedCases,
     EpochSampler,
+    ReadyLoader,
     outlive_one_signal,
     training_loader,
     validation_loader,
@@ -203,3 +207,115 @@ def test_validation_cases_come_alone_whole_and_in_order() -> None:
     for batch, case in zip(batches, cases, strict=True):
         assert torch.equal(batch["image"][0], case["image"])
         assert torch.equal(batch["label"][0], case["label"])
+
+
+# ---- Threads ------------------------------------------------------------------------------------
+
+
+class Slow:
+    """Cases that are their index, take a moment, and note who asked for them."""
+
+    def __init__(self, num_cases: int, *, broken: int | None = None) -> None:
+        self.num_cases = num_cases
+        self.broken = broken
+        self.asked: list[int] = []
+        self.threads: set[str] = set()
+
+    def __len__(self) -> int:
+        return self.num_cases
+
+    def __getitem__(self, index: int) -> int:
+        self.asked.append(index)
+        self.threads.add(threading.current_thread().name)
+        # The first ones take longest, so that the order would change if it could.
+        time.sleep(0.05 if index < 2 else 0.0)
+        if index == self.broken:
+            raise ValueError(f"case {index} is damaged")
+        return index
+
+
+def slow_loader(cases: Slow) -> ReadyLoader:
+    return ReadyLoader(cases, batch_size=1, num_workers=0, collate_fn=lambda items: items[0])  # type: ignore[arg-type]
+
+
+def loader_threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name.startswith("loader")]
+
+
+def test_batches_are_made_by_threads_and_keep_their_order() -> None:
+    cases = Slow(7)
+    assert list(slow_loader(cases)) == list(range(7))
+    assert all(name.startswith("loader") for name in cases.threads)
+    assert loader_threads() == []
+
+
+def test_batches_are_made_ahead_but_not_many() -> None:
+    cases = Slow(20)
+    batches = iter(slow_loader(cases))
+    assert cases.asked == [], "the sampler may still be positioned"
+    assert next(batches) == 0
+    time.sleep(0.2)
+    assert 2 <= len(cases.asked) <= 1 + NUM_THREADS
+    assert list(batches) == list(range(1, 20))
+
+
+def test_the_threads_end_where_the_iteration_is_given_up() -> None:
+    cases = Slow(20)
+    batches = iter(slow_loader(cases))
+    next(batches)
+    del batches
+    at_the_end = len(cases.asked)
+    assert loader_threads() == []
+    time.sleep(0.1)
+    assert len(cases.asked) == at_the_end
+
+
+def test_an_error_comes_in_its_turn_and_as_it_is() -> None:
+    batches = iter(slow_loader(Slow(6, broken=3)))
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="case 3 is damaged"):
+        next(batches)
+    assert loader_threads() == []
+
+
+def test_a_signal_is_answered_while_a_batch_is_waited_for() -> None:
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    cases = Slow(2)
+    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        timer.start()
+        with pytest.raises(Stopped):
+            list(slow_loader(cases))
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert loader_threads() == []
+
+
+def test_threads_augment_as_one_would() -> None:
+    cases = make_cases(6)
+    chain = build_augmentation(intensity_scale=0.1, intensity_shift=0.1)
+    loader, sampler = training_loader(
+        cases, augmentation=chain, seed=7, batch_size=1, num_workers=0
+    )
+    for epoch in range(1, 9):
+        sampler.start(epoch=epoch)
+        for key, batch in zip(sampler, loader, strict=True):
+            alone = make_augmented(cases)[key]
+            assert torch.equal(batch["image"][0], torch.as_tensor(alone["image"]))
+            assert torch.equal(batch["label"][0], torch.as_tensor(alone["label"]))
+
+
+def test_one_case_is_handed_over_without_a_copy_and_without_metadata() -> None:
+    cases = make_cases(1)
+    loader, _ = training_loader(cases, augmentation=Adding(), seed=7, batch_size=1, num_workers=0)
+    batch = next(iter(loader))
+    assert type(batch["image"]) is torch.Tensor
+    assert batch["image"].data_ptr() == cases[0]["image"].data_ptr()
+    assert batch["case"] == ["case_000"]

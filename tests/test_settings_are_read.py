@@ -30,6 +30,7 @@ RECEIVERS: dict[str, tuple[Callable[..., object], set[str]]] = {
             "seed",
             "batch_size",
             "foresight",
+            "cache_dir",
         },
     ),
 }

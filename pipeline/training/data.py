@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from monai.data import CacheDataset, DataLoader
-from monai.transforms import Compose, CopyItemsd
+from monai.data import DataLoader
 
-from pipeline.data.caching import build_cache, free_memory_bytes, item_bytes, num_cacheable
+from pipeline.data.caching import CachedCases, build_cache, free_memory_bytes, num_cacheable
 from pipeline.data.datalist import Case
+from pipeline.data.disk_cache import require_disk
+from pipeline.data.forms import FORMS, FormName, Preparation
 from pipeline.data.loaders import EpochSampler, training_loader, validation_loader
-from pipeline.data.loading import LoadCase
 from pipeline.errors import SettingsError
 from pipeline.training.room import Foresight
 from transforms import build_augmentation
@@ -34,53 +36,58 @@ def prepare_data(
     training_cases: Sequence[Case],
     validation_cases: Sequence[Case],
     *,
-    preprocessing: Compose,
+    preprocessing: Mapping[str, Any],
     augmentation: dict[str, Any],
     seed: int,
     batch_size: int,
     num_workers: int,
     cache_memory_fraction: float,
+    cache_dir: Path | None,
     mask_nonfinite: bool,
     foresight: Foresight,
 ) -> TrainingData:
     """Read, preprocess and cache the cases; training cases come first where memory is short.
 
+    They are kept in the quickest form in which all fit into memory (`pipeline.data.forms`), else in
+    the smallest; those that do not fit come from `cache_dir`, or are read anew in each epoch.
+
     Args:
         training_cases: Augmented and shuffled.
         validation_cases: Neither; each also keeps its label on its own grid as `reference`.
-        preprocessing: From `build_preprocessing`.
+        preprocessing: Settings of `build_preprocessing`.
         augmentation: Settings of `build_augmentation`.
         seed: Of order and augmentation.
         batch_size: Training cases a batch; more than 1 needs cases of one size.
-        num_workers: Processes that augment.
+        num_workers: Processes that augment; with 0, threads of this one do.
         cache_memory_fraction: Share of the free memory that the cache may take.
+        cache_dir: Folder of preprocessed cases, which other runs use as well.
         mask_nonfinite: Whether NaN and infinite voxels are taken for 0.
         foresight: Is asked before the cache is filled, which leaves a training step its memory.
+
+    Raises:
+        SettingsError: Cases of different sizes cannot be stacked.
+        ResourceError: Memory or disk cannot suffice.
     """
     free = free_memory_bytes()
-    # Flat, because MONAI takes a chain within a chain for a random transform and caches nothing.
-    training_chain = Compose(
-        [LoadCase(labels=True, mask_nonfinite=mask_nonfinite), *preprocessing.transforms]
-    )
-    validation_chain = Compose(
-        [
-            LoadCase(labels=True, mask_nonfinite=mask_nonfinite),
-            CopyItemsd("label", names="reference"),
-            *preprocessing.transforms,
-        ]
-    )
+    preparation = Preparation(preprocessing, mask_nonfinite=mask_nonfinite)
     # The largest of a few would be guessed; the first case is measured.
-    first = training_chain(training_cases[0])
+    first = preparation.measure(training_cases[0])
     step_bytes = foresight(
-        (batch_size, *first["image"].shape), num_batches=-(-len(training_cases) // batch_size)
+        (batch_size, *first.shape), num_batches=-(-len(training_cases) // batch_size)
     )
+    num_cases = len(training_cases) + len(validation_cases)
+    if cache_dir is not None:
+        disk = preparation.use_disk(cache_dir)
+        packed_bytes = first.bytes_per_case["packed"]
+        require_disk(disk, num_cases=num_cases, bytes_per_case=packed_bytes)
     budget = min(free * cache_memory_fraction, max(free - step_bytes, 0))
-    training_set, used = _cache(
-        "training", training_cases, training_chain, item_bytes(first), budget
+    form = first.form(num_cases=num_cases, budget_bytes=budget)
+    cache = partial(
+        _cache, preparation=preparation, form=form, bytes_per_case=first.bytes_per_case[form]
     )
-    first = validation_chain(validation_cases[0])
-    validation_set, _ = _cache(
-        "validation", validation_cases, validation_chain, item_bytes(first), budget - used
+    training_set = cache("training", training_cases, budget_bytes=budget)
+    validation_set = cache(
+        "validation", validation_cases, budget_bytes=budget - training_set.num_bytes
     )
     if batch_size > 1:
         _require_one_size(training_set, batch_size)
@@ -94,7 +101,7 @@ def prepare_data(
     return TrainingData(loader, sampler, validation_loader(validation_set))
 
 
-def _require_one_size(cases: CacheDataset, batch_size: int) -> None:
+def _require_one_size(cases: CachedCases, batch_size: int) -> None:
     shapes = {tuple(cases[index]["image"].shape[1:]) for index in range(len(cases))}
     if len(shapes) > 1:
         raise SettingsError(
@@ -105,18 +112,36 @@ def _require_one_size(cases: CacheDataset, batch_size: int) -> None:
 
 
 def _cache(
-    name: str, cases: Sequence[Case], chain: Compose, bytes_per_case: int, budget_bytes: float
-) -> tuple[CacheDataset, int]:
-    """Return the cached dataset and the bytes that its cache takes."""
+    name: str,
+    cases: Sequence[Case],
+    *,
+    preparation: Preparation,
+    form: FormName,
+    bytes_per_case: int,
+    budget_bytes: float,
+) -> CachedCases:
+    """Return the dataset of `cases`, cached as far as the budget goes."""
     num_cached = num_cacheable(len(cases), bytes_per_case=bytes_per_case, budget_bytes=budget_bytes)
+    source = "read anew" if preparation.disk is None else "read from --cache-dir"
     LOG.info(
-        "Cache: %d of %d %s cases in memory, about %.0f MB each, %.2f GB of at most %.2f GB%s",
+        "Cache: %d of %d %s cases in memory, %s, about %.0f MB each, %.2f GB of at most %.2f GB%s",
         num_cached,
         len(cases),
         name,
+        FORMS[form],
         bytes_per_case / 1e6,
         num_cached * bytes_per_case / 1e9,
         budget_bytes / 1e9,
-        "" if num_cached == len(cases) else "; the others are read anew in each epoch",
+        "" if num_cached == len(cases) else f"; the others are {source} in each epoch",
     )
-    return build_cache(cases, transform=chain, num_cached=num_cached), num_cached * bytes_per_case
+    # Validation compares with the label on the case's own grid.
+    reference = name == "validation"
+    how = preparation.form(form, reference=reference)
+    return build_cache(
+        cases,
+        transform=partial(preparation.ready, reference=reference),
+        num_cached=num_cached,
+        keep=how.keep,
+        read=how.read,
+        budget_bytes=budget_bytes,
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import re
 import resource
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -99,6 +101,9 @@ def _of_a_worker(error: Exception) -> str | None:
 
 def _end_workers() -> None:
     """Kill what is left: a worker that the kernel has stopped would hold up the end for ever."""
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler raises for each worker that dies, wherever the command has come to.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
 

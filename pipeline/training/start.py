@@ -25,7 +25,6 @@ from pipeline.training.room import Foresight
 from pipeline.training.run import Model, TrainingRun, seed_everything
 from pipeline.training.shortage import naming_shortages, smaller_cache, smaller_step
 from pipeline.training.stored import StoredState
-from transforms import build_preprocessing
 
 LOG = logging.getLogger(__name__)
 SETTINGS = "settings.json"
@@ -53,6 +52,7 @@ def train(
     device: torch.device,
     state: StoredState | None = None,
     init_weights: Path | None = None,
+    cache_dir: Path | None = None,
 ) -> Progress:
     """Train in `folder` and return how it went.
 
@@ -63,6 +63,7 @@ def train(
         device: Where the network runs.
         state: What to resume from.
         init_weights: A Keras file of the article (.h5), or a checkpoint, to start from.
+        cache_dir: Folder of preprocessed cases; no setting, as paths do not leave the machine.
 
     Raises:
         DataError: The data are not those that the checkpoint was trained on.
@@ -82,7 +83,9 @@ def train(
     if init_weights is not None and state is None:
         load_weights(network, init_weights, header=datalist.header())
     foresight = Foresight(network, folder=folder, settings=settings, device=device)
-    data = _cached_data(training_cases, validation_cases, model, settings, foresight)
+    data = _cached_data(
+        training_cases, validation_cases, model, settings, foresight, cache_dir=cache_dir
+    )
     replace_file(folder / SETTINGS, json.dumps(settings, indent=2).encode())
     with StopRequest() as stop:
         run = TrainingRun(
@@ -119,6 +122,8 @@ def _cached_data(
     model: Model,
     settings: Mapping[str, Any],
     foresight: Foresight,
+    *,
+    cache_dir: Path | None,
 ) -> TrainingData:
     with naming_shortages(
         settings,
@@ -129,11 +134,12 @@ def _cached_data(
         return prepare_data(
             training_cases,
             validation_cases,
-            preprocessing=build_preprocessing(**model.preprocessing),
+            preprocessing=model.preprocessing,
             augmentation=settings["augmentation"],
             seed=settings["seed"],
             batch_size=settings["training"]["batch_size"],
             foresight=foresight,
+            cache_dir=cache_dir,
             **settings["loading"],
         )
 
