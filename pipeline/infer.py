@@ -10,6 +10,7 @@ Images may be NIfTI, NRRD, MetaImage or folders with a DICOM series; modalities 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.inference.session import Outcome
     from pipeline.model.trained import TrainedModel
 
+LOG = logging.getLogger("pipeline.infer")  # also where this module is __main__
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 WHOLE = "whole"
 
@@ -99,8 +101,10 @@ def work(arguments: argparse.Namespace) -> None:
     require_writable(arguments.output_dir)  # before the seconds that importing torch takes
     from pipeline.config import build_inference_settings
     from pipeline.model.device import choose_device
+    from pipeline.model.heap import settle_memory
     from pipeline.model.trained import load_model, require_alike
 
+    settle_memory()
     settings = build_inference_settings(_settings(arguments)).model_dump(mode="json")
     device = choose_device(arguments.device)
     models = [load_model(path) for path in arguments.model]
@@ -127,10 +131,12 @@ def _segment(
     from pipeline.inference.records import claim_folder
     from pipeline.inference.segmentation import Segmenter
     from pipeline.inference.session import announce, segment_cases
+    from pipeline.model.heap import settle_memory
     from pipeline.signals import StopRequest
 
     folder = arguments.output_dir
     with locked_folder(folder), open_log(folder), StopRequest() as stop:
+        LOG.info(settle_memory())
         sweep_temporaries(folder)
         segmenter = Segmenter(
             models,

@@ -10,6 +10,7 @@ it after the iteration, with its state saved, or at once before the first one. T
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.cli import add_list_argument, console, main_of, new_parser, open_l
 if TYPE_CHECKING:
     from pipeline.config import Settings
 
+LOG = logging.getLogger("pipeline.train")  # also where this module is __main__
 DEFAULT_PRESET = "original"
 
 
@@ -53,6 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--digests", type=Path, metavar="FILE", help="as of check: remember what was found good"
     )
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep preprocessed cases there, compressed, for this run and later ones",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     return parser
 
@@ -65,12 +73,14 @@ def work(arguments: argparse.Namespace) -> None:
     from pipeline.data.lock import locked_folder
     from pipeline.errors import unwrapping
     from pipeline.model.device import choose_device
+    from pipeline.model.heap import settle_memory
     from pipeline.training.room import require_usable
     from pipeline.training.run import write_metrics
     from pipeline.training.start import train
     from pipeline.training.stored import finished_progress, stored_state
     from pipeline.training.summary import print_summary, write_summary
 
+    memory = settle_memory()
     folder = arguments.output_dir
     device = choose_device(arguments.device)
     require_usable(folder)
@@ -101,6 +111,7 @@ def work(arguments: argparse.Namespace) -> None:
     )
     print(raise_if_errors(datalist, problems))
     with locked_folder(folder), open_log(folder), unwrapping():
+        LOG.info(memory)
         progress = train(
             datalist,
             folder=folder,
@@ -109,6 +120,7 @@ def work(arguments: argparse.Namespace) -> None:
             # Read again: until the lock was ours, another process could have gone on with it.
             state=stored_state(folder, resume=arguments.resume),
             init_weights=arguments.init_weights,
+            cache_dir=arguments.cache_dir,
         )
         print_summary(write_summary(progress, folder), folder, console())
 

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +424,160 @@ def test_a_signal_ends_it_after_the_case_and_the_rerun_goes_on(
     monkeypatch.undo()
     assert infer(cohort, model=model, out=out) == 0
     assert "2 cases segmented, 1 were finished before" in capsys.readouterr().out
+
+
+def test_a_signal_while_the_network_works_ends_it_after_that_case(
+    cohort: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    predict = segmentation.Segmenter.predict
+
+    def predict_and_stop(self: Any, opened: Any) -> Any:
+        if opened.case.id == "case_001":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, opened)
+
+    monkeypatch.setattr(segmentation.Segmenter, "predict", predict_and_stop)
+    assert infer(cohort, model=model, out=out) == 75
+    assert "stopped by SIGTERM after 2 of 3 cases" in capsys.readouterr().err
+    assert masks_in(out) == ["case_000_seg.nii.gz", "case_001_seg.nii.gz"]
+    assert record_of(out, "case_001")["case"] == "case_001"
+
+
+def test_cases_are_read_while_the_network_works_one_at_most(
+    cohort: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network waits until the next case has been read, which it could not if that waited."""
+    read: list[str] = []
+    told: dict[str, list[str]] = {}
+    arrived = threading.Condition()
+    opening, predict = segmentation.Segmenter.open, segmentation.Segmenter.predict
+
+    def open_case(self: Any, case: Any, **inputs: Any) -> Any:
+        opened = opening(self, case, **inputs)
+        with arrived:
+            read.append(case.id)
+            arrived.notify()
+        return opened
+
+    def predict_late(self: Any, opened: Any) -> Any:
+        wanted = min(int(opened.case.id[-1]) + 2, 3)
+        with arrived:
+            assert arrived.wait_for(lambda: len(read) >= wanted, timeout=60)
+        time.sleep(0.2)  # time for one case too many
+        told[opened.case.id] = list(read)
+        return predict(self, opened)
+
+    monkeypatch.setattr(segmentation.Segmenter, "open", open_case)
+    monkeypatch.setattr(segmentation.Segmenter, "predict", predict_late)
+    assert infer(cohort, model=model, out=tmp_path / "out") == 0
+    names = ["case_000", "case_001", "case_002"]
+    assert told == {"case_000": names[:2], "case_001": names, "case_002": names}
+
+
+def test_files_are_written_while_the_network_works(
+    cohort: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = threading.Event()
+    write, predict = segmentation.Segmenter.write, segmentation.Segmenter.predict
+
+    def write_late(self: Any, opened: Any, prediction: Any) -> Any:
+        if opened.case.id == "case_000":
+            assert began.wait(timeout=60)
+        return write(self, opened, prediction)
+
+    def predict_then(self: Any, opened: Any) -> Any:
+        if opened.case.id == "case_001":
+            began.set()
+        return predict(self, opened)
+
+    monkeypatch.setattr(segmentation.Segmenter, "write", write_late)
+    monkeypatch.setattr(segmentation.Segmenter, "predict", predict_then)
+    assert infer(cohort, model=model, out=tmp_path / "out") == 0
+    assert len(masks_in(tmp_path / "out")) == 3
+
+
+def test_large_maps_are_not_kept_beside_the_next_case(
+    cohort: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    predict = segmentation.Segmenter.predict
+    finished: list[int] = []
+
+    def predict_and_look(self: Any, opened: Any) -> Any:
+        finished.append(len(list(out.glob("case_*.json"))))
+        return predict(self, opened)
+
+    monkeypatch.setattr(segmentation.Segmenter, "predict", predict_and_look)
+    assert infer(cohort, "--probabilities", model=model, out=out) == 0
+    assert finished == [0, 1, 2]
+
+
+def test_what_was_segmented_counts_when_the_next_case_fails(
+    cohort: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    predict = segmentation.Segmenter.predict
+
+    def fail(self: Any, opened: Any) -> Any:
+        if opened.case.id == "case_001":
+            raise MemoryError
+        return predict(self, opened)
+
+    monkeypatch.setattr(segmentation.Segmenter, "predict", fail)
+    assert infer(cohort, model=model, out=out) == 4
+    assert "case_001: out of memory" in capsys.readouterr().err
+    assert masks_in(out) == ["case_000_seg.nii.gz"]
+    assert record_of(out, "case_000")["case"] == "case_000"
+
+
+@pytest.mark.parametrize("num_failures", [1, 2])
+def test_a_case_for_which_memory_is_short_beside_another_is_read_again(
+    cohort: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    num_failures: int,
+) -> None:
+    opening = segmentation.Segmenter.open
+    failed: list[bool] = []
+
+    def open_case(self: Any, case: Any, **inputs: Any) -> Any:
+        if case.id == "case_001" and len(failed) < num_failures:
+            failed.append(True)
+            raise MemoryError
+        return opening(self, case, **inputs)
+
+    monkeypatch.setattr(segmentation.Segmenter, "open", open_case)
+    code = infer(cohort, model=model, out=tmp_path / "out")
+    assert code == (0 if num_failures == 1 else 4)
+    assert len(masks_in(tmp_path / "out")) == (3 if num_failures == 1 else 1)
+    assert ("case_001: out of memory" in capsys.readouterr().err) is (num_failures == 2)
+
+
+def test_the_log_tells_the_cases_in_their_order(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    infer(cohort, "--cases", "case_000", model=model, out=out)
+    (cohort.parent / "case_001" / "case_001_t2.nii.gz").unlink()
+    document = json.loads(cohort.read_text())
+    document["training"] = [document["training"][index] for index in (2, 1, 0)]
+    cohort.write_text(json.dumps(document))
+    assert infer(cohort, model=model, out=out) == 3
+    lines = (out / "log.txt").read_text().splitlines()[1:]
+    told = [line for line in lines if "case_002: WT" in line or "not segmented" in line]
+    assert ["case_002" in line for line in told] == [True, False]
+    assert "1 cases segmented, 1 were finished before" in capsys.readouterr().out
 
 
 def test_killed_between_mask_and_record_it_does_the_case_again(

@@ -99,8 +99,16 @@ def write_case(folder: Path, classes: np.ndarray, affine: np.ndarray) -> Case:
 
 
 def classes_of(model: TrainedModel, case: Case, **options: Any) -> np.ndarray:
-    found = Predictor([model], device=CPU, **options).predict(LoadCase(labels=False)(case))
-    return found["classes"][0].numpy()
+    """Return the classes by way of the probabilities, having compared them with the short way."""
+    made = Predictor([model], device=CPU, **options)
+    prepared = made.prepare(LoadCase(labels=False)(case))
+    found, windows = made.predict_prepared(prepared)["classes"], made.windows
+    short = made.classes_prepared(prepared)
+    assert torch.equal(short.as_tensor(), found.as_tensor())
+    assert short.dtype == torch.uint8
+    np.testing.assert_array_equal(short.affine, found.affine)
+    assert made.windows == windows
+    return found[0].numpy()
 
 
 def test_there_are_48_orientations() -> None:
@@ -124,6 +132,7 @@ def test_the_answer_lands_on_its_voxels_in_every_orientation(
     found = Predictor([bands(border_crop=CROP)], device=CPU).predict(item)
     wanted = np.asarray(reorient(cropped, affine, codes).dataobj)
     np.testing.assert_array_equal(found["classes"][0].numpy(), wanted)
+    np.testing.assert_array_equal(classes_of(bands(border_crop=CROP), case), wanted)
     # NIfTI keeps affines in float32: of an origin at 240 mm, 1e-5.
     np.testing.assert_allclose(found["classes"].affine, stored.affine, rtol=0, atol=2e-5)
 
@@ -205,6 +214,82 @@ def alone_by_hand(model: TrainedModel, item: dict[str, Any]) -> np.ndarray:
     return inside.numpy()
 
 
+class TiedNetwork(nn.Module):
+    """Says of every voxel that two classes or more are equally likely, or nearly so."""
+
+    divisor = 4
+
+    def __init__(self, *, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        waves = torch.arange(1.0, out_channels + 1).reshape(1, -1, 1, 1, 1)
+        self.register_buffer("waves", waves)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        levels, fractions = (
+            (number * torch.cos(speed * image[:, 1:2] * self.waves)).round()
+            for number, speed in ((2, 7), (10, 31))
+        )
+        return levels + 1e-7 * fractions
+
+
+@pytest.mark.parametrize("chain", [{}, {"border_crop": CROP}, {"brain_box": True}], ids=str)
+def test_where_nothing_but_rounding_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "Tied", TiedNetwork)
+    model = load_model(save_model(tmp_path / "run", network={"name": "Tied"}, preprocessing=chain))
+    case = write_case(tmp_path, pattern(), lps_affine(degrees=10))
+    assert len(np.unique(classes_of(model, case))) > 2
+
+
+@pytest.mark.parametrize(
+    ("chain", "options", "is_direct"),
+    [
+        ({}, {}, True),
+        ({"brain_box": True, "normalization": "zscore"}, {"window": 8}, True),
+        ({"spacing_mm": 1.5}, {}, False),
+        ({}, {"flips": True}, False),
+    ],
+    ids=str,
+)
+def test_probabilities_are_left_out_where_nothing_needs_them(
+    tmp_path: Path,
+    bands: Callable[..., TrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    chain: dict[str, Any],
+    options: dict[str, Any],
+    is_direct: bool,
+) -> None:
+    made = Predictor([bands(**chain)], device=CPU, **options)
+    prepared = made.prepare(LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine())))
+    seen: list[object] = []
+    (member,) = made.members
+    done = member.postprocessing
+    member.postprocessing = lambda item: seen.append(item) or done(item)
+    made.classes_prepared(prepared)
+    assert bool(seen) is not is_direct
+
+
+def test_classes_of_an_ensemble(tmp_path: Path) -> None:
+    item = LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine()))
+    models = [load_model(save_model(tmp_path / str(seed), seed=seed)) for seed in (1, 2)]
+    made = Predictor(models, device=CPU)
+    prepared = made.prepare(item)
+    expected = made.predict_prepared(prepared)["classes"]
+    assert torch.equal(made.classes_prepared(prepared).as_tensor(), expected.as_tensor())
+    assert made.windows == [None, None]
+
+
+def test_a_case_that_is_read_ahead_is_counted(
+    tmp_path: Path, bands: Callable[..., TrainedModel]
+) -> None:
+    item = LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine()))
+    alone, ahead = (Predictor([bands()], device=CPU, reads_ahead=ahead) for ahead in (False, True))
+    image = alone.prepare(item)[0]["image"]
+    difference = ahead.members[0].bytes_beside(image) - alone.members[0].bytes_beside(image)
+    assert difference == 3 * 4 * np.prod(SHAPE) * 4  # three volumes of four float32 modalities
+
+
 def test_it_says_which_windows_it_took(
     tmp_path: Path, bands: Callable[..., TrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +331,28 @@ def test_a_case_that_the_preprocessing_does_not_fit(
     case = write_case(tmp_path, pattern((4, 4, 4)), lps_affine())
     with pytest.raises(DataError, match=r"case: preprocessing: .*leave nothing of a volume"):
         classes_of(bands(border_crop=CROP), case)
+
+
+def test_a_case_that_does_not_fit_the_gpu_is_prepared_on_the_cpu(
+    tmp_path: Path, bands: Callable[..., TrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated: there need not be a GPU where this runs."""
+    item = LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine()))
+    (member,) = Predictor([bands(border_crop=CROP)], device=CPU).members
+    expected = member.prepare(item)["image"]
+    gpu, asked, really_to = torch.device("cuda", 0), [], MetaTensor.to
+
+    def to(self: MetaTensor, *args: Any, **options: Any) -> torch.Tensor:
+        if args == (gpu,):
+            asked.append(self.shape)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return really_to(self, *args, **options)
+
+    member.device = gpu
+    monkeypatch.setattr(MetaTensor, "to", to, raising=False)
+    found = member.prepare(item)["image"]
+    assert asked == [item["image"].shape]
+    assert torch.equal(found.as_tensor(), expected.as_tensor())
 
 
 def test_an_error_of_ours_is_not_taken_for_one_of_the_case(

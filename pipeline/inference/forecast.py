@@ -52,7 +52,7 @@ def _pass_in_words(member: Member, image: torch.Tensor) -> str:
     window = member.window_for(image)
     size = image.shape[1:] if window is None else window
     forward = predict_forward_bytes(member.network, image_shape=(1, image.shape[0], *size))
-    beside = member.bytes_afterwards(image)
+    beside = member.bytes_beside(image)
     how = "in one pass" if window is None else f"in windows of {times(window)}"
     least, most = (forward + beside) / 1e9, (SAFETY * forward + beside) / 1e9
     return (

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from monai.data import MetaTensor
 
 from networks import VolumeInferer
 from pipeline.errors import DataError, Problem, ResourceError, SettingsError
-from pipeline.inference.memory import fitting, free_bytes
+from pipeline.inference.classes import can_be_direct, most_probable_classes
+from pipeline.inference.memory import fitting, free_bytes, is_out_of_memory
 from pipeline.inference.needs import (
     HEAP_BYTES,
     SAFETY,
@@ -23,13 +24,18 @@ from pipeline.inference.needs import (
 from pipeline.inference.uncertainty import dropout_active, seeded_pass
 from pipeline.model.trained import TrainedModel, require_alike
 from transforms import build_postprocessing, build_preprocessing
+from transforms.postprocessing import RestoreGridd
 
 Window: TypeAlias = Sequence[int] | int | Literal["auto"] | None
 Item: TypeAlias = Mapping[str, Any]
+Result = TypeVar("Result")
 
 FLOAT_BYTES = 4
 # The inverted probabilities, their copy with the background filled, and the sum of an ensemble.
 VOLUMES_AFTERWARDS = 3
+# Of the case that is read while another one is in the network, in volumes of all modalities: as
+# read, as prepared, and what lies in between. The mask that is written meanwhile is small beside.
+VOLUMES_AHEAD = 3
 
 
 class Member:
@@ -42,6 +48,7 @@ class Member:
             where memory allows, else the largest windows for which it does.
         overlap: Share of a window that the next one covers.
         flips: Average over all mirrorings.
+        reads_ahead: Another case is prepared while one is in the network, and takes memory.
     """
 
     def __init__(
@@ -52,24 +59,39 @@ class Member:
         window: Window,
         overlap: float,
         flips: bool,
+        reads_ahead: bool = False,
     ) -> None:
         self.model = model
+        self.reads_ahead = reads_ahead
         self.device = device
         self.network = model.build().to(device)
         self.window = window
         self.overlap = overlap
         self.flips = flips
-        self.preprocessing = build_preprocessing(keys=("image",), **model.preprocessing)
-        self.postprocessing = build_postprocessing(self.preprocessing)
+        # Two of the same: MONAI changes a chain while it inverts, and a thread may be preparing.
+        self.preprocessing, inverted = (
+            build_preprocessing(keys=("image",), **model.preprocessing) for _ in range(2)
+        )
+        self.postprocessing = build_postprocessing(inverted)
+        self.restore_classes = RestoreGridd(inverted, prediction_key="classes", image_key="image")
 
     def prepare(self, item: Item) -> dict[str, Any]:
-        """Return a loaded case on the network's grid.
+        """Return a loaded case on the network's grid, and on its device where memory allows.
 
         Raises:
             DataError: The preprocessing that the network was trained with does not fit the case.
         """
+        image = item["image"]
         try:
-            return dict(self.preprocessing({"image": item["image"]}))
+            return self._preprocessed(item, image.to(self.device))
+        except (RuntimeError, MemoryError) as error:
+            if self.device.type == "cpu" or not is_out_of_memory(error):
+                raise
+        return self._preprocessed(item, image)
+
+    def _preprocessed(self, item: Item, image: torch.Tensor) -> dict[str, Any]:
+        try:
+            return dict(self.preprocessing({"image": image}))
         except RuntimeError as error:
             # MONAI wraps what a transform raises; a ValueError is what ours say of an image.
             if not isinstance(error.__cause__, ValueError):
@@ -99,7 +121,7 @@ class Member:
             self.network,
             image_shape=(1, *image.shape),
             divisor=self.model.preprocessing["divisor"],
-            free_bytes=free_bytes(self.device) - self.bytes_afterwards(image),
+            free_bytes=free_bytes(self.device) - self.bytes_beside(image),
         )
 
     def smaller_window(self, window: Sequence[int] | None, image: torch.Tensor) -> tuple[int, ...]:
@@ -127,12 +149,30 @@ class Member:
             f"{free_bytes(self.device) / 1e9:.2f} GB. {remedy}."
         )
 
-    def bytes_afterwards(self, image: torch.Tensor) -> int:
-        """Return what the way back to the case's own grid takes beside, where that is memory."""
-        if self.device.type != "cpu" or not isinstance(image, MetaTensor):
+    def bytes_beside(self, image: torch.Tensor) -> int:
+        """Return what the device needs beside the pass of a prepared case.
+
+        That is the way back to the case's own grid, if it takes place there, and the next case.
+        """
+        if not isinstance(image, MetaTensor):
             return 0
-        num_voxels = prod(int(size) for size in image.meta["spatial_shape"])
-        return VOLUMES_AFTERWARDS * self.model.network["out_channels"] * num_voxels * FLOAT_BYTES
+        num_volumes = VOLUMES_AHEAD * len(image) if self.reads_ahead else 0
+        if self.device.type == "cpu":
+            num_volumes += VOLUMES_AFTERWARDS * self.model.network["out_channels"]
+        return num_volumes * prod(map(int, image.meta["spatial_shape"])) * FLOAT_BYTES
+
+    def _fitting(
+        self,
+        attempt: Callable[[tuple[int, ...] | None], Result],
+        prepared: Item,
+        window: tuple[int, ...] | None,
+    ) -> tuple[Result, tuple[int, ...] | None]:
+        return fitting(
+            attempt,
+            window,
+            smaller=lambda size: self.smaller_window(size, prepared["image"]),
+            name=self.model.name,
+        )
 
     def fitting_probabilities(
         self, prepared: Item, *, window: tuple[int, ...] | None, flips: bool
@@ -142,12 +182,15 @@ class Member:
         Raises:
             ResourceError: See `smaller_window`.
         """
-        return fitting(
-            lambda size: self.probabilities(prepared, window=size, flips=flips),
-            window,
-            smaller=lambda size: self.smaller_window(size, prepared["image"]),
-            name=self.model.name,
+        return self._fitting(
+            lambda size: self.probabilities(prepared, window=size, flips=flips), prepared, window
         )
+
+    def fitting_classes(
+        self, prepared: Item, *, window: tuple[int, ...] | None
+    ) -> tuple[MetaTensor, tuple[int, ...] | None]:
+        """Do what `classes` does, as `fitting_probabilities` does what `probabilities` does."""
+        return self._fitting(lambda size: self.classes(prepared, window=size), prepared, window)
 
     def fitting_sample(
         self, prepared: Item, *, window: tuple[int, ...] | None, seed: int, index: int
@@ -159,17 +202,31 @@ class Member:
             with dropout_active(self.network), seeded_pass(seed=seed, index=index):
                 return self.probabilities(prepared, window=size, flips=False)
 
-        return fitting(
-            attempt,
-            window,
-            smaller=lambda size: self.smaller_window(size, prepared["image"]),
-            name=self.model.name,
-        )
+        return self._fitting(attempt, prepared, window)
 
     def probabilities(
         self, prepared: Item, *, window: Sequence[int] | None, flips: bool
     ) -> MetaTensor:
         """Return what the network says of a prepared case, (C, X, Y, Z) on the case's own grid."""
+        logits = self._logits(prepared, window=window, flips=flips)
+        return self._done(prepared, logits)["probabilities"]
+
+    def classes(self, prepared: Item, *, window: Sequence[int] | None) -> MetaTensor:
+        """Return the most probable class of each voxel, uint8 (1, X, Y, Z) on the case's own grid.
+
+        It is that of the `probabilities`. Where the way back to the case's grid only moves voxels,
+        no probability is computed for it.
+        """
+        logits = self._logits(prepared, window=window, flips=self.flips)
+        is_resampled = self.model.preprocessing.get("spacing_mm") is not None
+        if self.flips or is_resampled or not can_be_direct(logits):
+            return self._done(prepared, logits)["classes"]
+        classes = MetaTensor(most_probable_classes(logits)[None].cpu())
+        restored = self.restore_classes({"image": prepared["image"], "classes": classes})
+        found: MetaTensor = restored["classes"]
+        return found
+
+    def _logits(self, prepared: Item, *, window: Sequence[int] | None, flips: bool) -> torch.Tensor:
         inferer = VolumeInferer(
             window=window,
             overlap=self.overlap,
@@ -178,9 +235,12 @@ class Member:
         )
         with torch.no_grad():
             batch = prepared["image"].as_tensor()[None].to(self.device)
-            logits = inferer(batch, self.network)[0]
-            done = self.postprocessing({**prepared, "pred": logits.cpu()})
-        return done["probabilities"]
+            return inferer(batch, self.network)[0]
+
+    def _done(self, prepared: Item, logits: torch.Tensor) -> Item:
+        with torch.no_grad():
+            done: Item = self.postprocessing({**prepared, "pred": logits.cpu()})
+        return done
 
 
 class Predictor:
@@ -188,7 +248,7 @@ class Predictor:
 
     Args:
         models: Of one header.
-        device, window, overlap, flips: See `Member`.
+        device, window, overlap, flips, reads_ahead: See `Member`.
 
     Raises:
         SettingsError: A setting is out of range.
@@ -203,12 +263,20 @@ class Predictor:
         window: Window = None,
         overlap: float = 0.5,
         flips: bool = False,
+        reads_ahead: bool = False,
     ) -> None:
         require_alike(models)
         if window != "auto":
             _require_usable(window, overlap)
         self.members = [
-            Member(model, device=device, window=window, overlap=overlap, flips=flips)
+            Member(
+                model,
+                device=device,
+                window=window,
+                overlap=overlap,
+                flips=flips,
+                reads_ahead=reads_ahead,
+            )
             for model in models
         ]
         self.windows: list[tuple[int, ...] | None] = []
@@ -235,8 +303,19 @@ class Predictor:
             mean.add_(other)
         if len(self.members) > 1:
             mean.div_(len(self.members))
-        classes = mean.argmax(dim=0, keepdim=True).to(torch.uint8)
-        return {"probabilities": mean, "classes": classes}
+        # As argmax, at a fifth of its time on a CPU.
+        _, classes = mean.max(dim=0, keepdim=True)
+        return {"probabilities": mean, "classes": classes.to(torch.uint8)}
+
+    def classes_prepared(self, prepared: Sequence[Item]) -> MetaTensor:
+        """Return the `classes` of `predict_prepared` alone; of one model, at less cost."""
+        if len(self.members) > 1:
+            return self.predict_prepared(prepared)["classes"]
+        (member,), (item,) = self.members, prepared
+        first = member.window_for(item["image"])
+        classes, window = member.fitting_classes(item, window=first)
+        self.windows = [window]
+        return classes
 
     def _probabilities(self, member: Member, prepared: Item) -> MetaTensor:
         first = member.window_for(prepared["image"])

@@ -6,6 +6,7 @@ import logging
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,61 @@ LOG = logging.getLogger(__name__)
 PACKAGES = ("torch", "monai", "numpy", "nibabel")
 
 
+class _Stopwatch:
+    """Seconds of each step of a case, by the clock that nobody sets."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, float] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a step after a pause."""
+        self._last = time.monotonic()
+
+    def note(self, name: str) -> None:
+        """End a step, with which the next one begins."""
+        now = time.monotonic()
+        self.noted[name] = round(now - self._last, 3)
+        self._last = now
+
+
+@dataclass(frozen=True)
+class OpenCase:
+    """A case on the network's grid, one `prepared` item for each member, and what it is made of.
+
+    `num_voxels` and `affine` are those of the case's own grid, `inputs` the digests of its images.
+    """
+
+    case: Case
+    inputs: Mapping[str, Any]
+    prepared: Sequence[Mapping[str, Any]]
+    num_voxels: int
+    affine: np.ndarray
+    watch: _Stopwatch
+
+    def without_images(self) -> OpenCase:
+        """Return what is left to know of it once the network has seen it."""
+        return replace(self, prepared=())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the networks say of a case, on its own grid.
+
+    `classes` are uint8 (X, Y, Z), `maps` float32 (C, X, Y, Z) by their names, `told` goes into the
+    record as it is.
+    """
+
+    classes: np.ndarray
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Segmenter:
     """Makes masks of one kind in one folder.
+
+    A case passes through `open`, `predict`, `write` and `conclude`; each may take place while
+    another case is in another one of them.
 
     Args:
         models: One, or an ensemble.
@@ -72,6 +126,7 @@ class Segmenter:
             window=settings["window"],
             overlap=settings["overlap"],
             flips=settings["flips"],
+            reads_ahead=num_cases > 1,
         )
         modalities = models[0].header["modality"]
         resample_to = settings["resample_to"]
@@ -116,27 +171,60 @@ class Segmenter:
         """Return what decides the mask of one case: its record says the same, or is outdated."""
         return {"request": digest_of(self.request()), "inputs": dict(inputs)}
 
-    def segment(self, case: Case, *, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Write everything of one case and return its record.
+    @property
+    def writes_maps(self) -> bool:
+        """Whether volumes of floats are written, each as large as a case."""
+        return bool(self.settings["probabilities"] or self.settings["uncertainty_samples"])
+
+    def open(self, case: Case, *, inputs: Mapping[str, Any]) -> OpenCase:
+        """Read a case and bring it onto the network's grid.
 
         `inputs` are the digests of its images (`records.input_digests`).
 
         Raises:
             DataError: The case's images cannot be used.
-            ResourceError: A file could not be written; none is there in part.
         """
-        seconds = _Stopwatch()
+        watch = _Stopwatch()
         item = self.load(case)
         self._require_modalities(item)
-        affine = item["image"].affine.numpy()
-        spacing_mm = voxel_sizes(affine)
-        seconds.note("reading")
+        watch.note("reading")
         prepared = self.predictor.prepare(item)
-        seconds.note("preprocessing")
-        self._announce(prepared, num_voxels=item["image"][0].numel())
-        found = self.predictor.predict_prepared(prepared)
-        seconds.note("prediction")
-        classes, changes = self._clean(found["classes"][0].numpy(), spacing_mm=spacing_mm)
+        watch.note("preprocessing")
+        image = item["image"]
+        return OpenCase(case, inputs, prepared, image[0].numel(), image.affine.numpy(), watch)
+
+    def predict(self, opened: OpenCase) -> Prediction:
+        """Let the networks look at an open case.
+
+        Raises:
+            ResourceError: Memory ran out.
+        """
+        opened.watch.begin()
+        self._announce(opened.prepared, num_voxels=opened.num_voxels)
+        maps: dict[str, np.ndarray] = {}
+        told: dict[str, Any] = {}
+        if self.settings["probabilities"]:
+            found = self.predictor.predict_prepared(opened.prepared)
+            classes, maps[PROBABILITIES] = found["classes"], np.asarray(found["probabilities"])
+        else:
+            classes = self.predictor.classes_prepared(opened.prepared)
+        told["windows"] = self.predictor.windows
+        if self.settings["uncertainty_samples"]:
+            more, told["uncertainty"] = self._uncertainty(opened)
+            maps |= more
+        opened.watch.note("prediction")
+        return Prediction(classes[0].numpy(), maps, told)
+
+    def write(self, opened: OpenCase, prediction: Prediction) -> dict[str, Any]:
+        """Write the mask and the maps of a case and return its record, which `conclude` writes.
+
+        Raises:
+            ResourceError: A file could not be written; none is there in part.
+        """
+        opened.watch.begin()
+        case, affine = opened.case, opened.affine
+        spacing_mm = voxel_sizes(affine)
+        classes, changes = self._clean(prediction.classes, spacing_mm=spacing_mm)
         record = {
             "case": case.id,
             "labels": self.labels,
@@ -147,21 +235,25 @@ class Segmenter:
                 "orientation": "".join(aff2axcodes(affine)),
             },
             "cleaning": changes,
-            "windows": self.predictor.windows,
+            **prediction.told,
         }
         paths = [self._write_mask(case, classes, affine)]
-        if self.settings["probabilities"]:
-            paths.append(self._write_maps(case, PROBABILITIES, found["probabilities"], affine))
-        if self.settings["uncertainty_samples"]:
-            more, record["uncertainty"] = self._write_uncertainty(case, prepared, affine)
-            paths += more
-        seconds.note("the rest")
-        record |= self._provenance(case) | self.origin(inputs)
-        outputs = outputs_of(paths)
-        record |= {"outputs": outputs, "seconds": seconds.noted}
-        remove_outdated(self.folder, case.id, kept=outputs)
-        write_record(self.folder, case.id, record)
-        return record
+        for name, maps in prediction.maps.items():
+            paths.append(map_path(self.folder, case.id, name))
+            write_volume(paths[-1], maps, affine=affine, dtype=np.float32)
+        record |= self._provenance(case) | self.origin(opened.inputs)
+        record["outputs"] = outputs_of(paths)
+        opened.watch.note("the rest")
+        return record | {"seconds": opened.watch.noted}
+
+    def conclude(self, record: Mapping[str, Any]) -> None:
+        """Write a case's record, by which its files count, and remove what it makes outdated.
+
+        Raises:
+            ResourceError: It could not be written.
+        """
+        remove_outdated(self.folder, record["case"], kept=record["outputs"])
+        write_record(self.folder, record["case"], record)
 
     def _require_modalities(self, item: Mapping[str, Any]) -> None:
         """Refuse a single file that does not hold one volume for each modality."""
@@ -194,8 +286,9 @@ class Segmenter:
         )
 
     def _volumes_ml(self, classes: np.ndarray, *, voxel_volume_ml: float) -> dict[str, float]:
+        counts = [np.count_nonzero(classes == index) for index in range(len(self.labels))]
         return {
-            region: round(int(np.isin(classes, members).sum()) * voxel_volume_ml, 6)
+            region: round(sum(counts[index] for index in set(members)) * voxel_volume_ml, 6)
             for region, members in self.regions.items()
         }
 
@@ -205,35 +298,20 @@ class Segmenter:
         write_volume(path, values, affine=affine, dtype=values.dtype)
         return path
 
-    def _write_maps(
-        self, case: Case, name: str, maps: np.ndarray | torch.Tensor, affine: np.ndarray
-    ) -> Path:
-        """Write float32 maps (C, X, Y, Z) under the case's name."""
-        path = map_path(self.folder, case.id, name)
-        write_volume(path, np.asarray(maps), affine=affine, dtype=np.float32)
-        return path
-
-    def _write_uncertainty(
-        self, case: Case, prepared: Sequence[Mapping[str, Any]], affine: np.ndarray
-    ) -> tuple[list[Path], dict[str, Any]]:
+    def _uncertainty(self, opened: OpenCase) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         total = UncertaintySum(regions=self.regions)
         samples = self.predictor.samples(
-            prepared,
+            opened.prepared,
             num_samples=self.settings["uncertainty_samples"],
             seed=self.settings["seed"],
         )
         for sample in samples:
             total.add(sample)
         entropy, mutual_information = total.maps()
-        voxel_volume_ml = _voxel_volume_ml(affine)
-        paths = [
-            self._write_maps(case, "entropy", entropy, affine),
-            self._write_maps(case, "mutual_information", mutual_information, affine),
-        ]
-        return paths, {
+        return {"entropy": entropy, "mutual_information": mutual_information}, {
             "unit": "nat",
             "maps": list(total.channel_names),
-            "volumes_ml": total.volumes_ml(voxel_volume_ml=voxel_volume_ml),
+            "volumes_ml": total.volumes_ml(voxel_volume_ml=_voxel_volume_ml(opened.affine)),
         }
 
     def _provenance(self, case: Case) -> dict[str, Any]:
@@ -256,16 +334,3 @@ class Segmenter:
 def _voxel_volume_ml(affine: np.ndarray) -> float:
     """Return the volume of a voxel, which in a sheared grid is less than its edges' product."""
     return abs(float(np.linalg.det(affine[:3, :3]))) / MM3_PER_ML
-
-
-class _Stopwatch:
-    """Seconds since the last note, by the clock that nobody sets."""
-
-    def __init__(self) -> None:
-        self.noted: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def note(self, name: str) -> None:
-        now = time.monotonic()
-        self.noted[name] = round(now - self._last, 3)
-        self._last = now

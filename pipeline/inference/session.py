@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
 from pipeline.data.datalist import Case
 from pipeline.errors import DataError, Problem, RunStopped, unwrapping
-from pipeline.inference.memory import memory_told
+from pipeline.inference.memory import is_out_of_memory, memory_told
 from pipeline.inference.records import finished_record, input_digests
-from pipeline.inference.segmentation import Segmenter
+from pipeline.inference.segmentation import OpenCase, Prediction, Segmenter
 from pipeline.signals import StopRequest
 
 LOG = logging.getLogger(__name__)
+Record: TypeAlias = dict[str, Any]
 
 
 @dataclass
@@ -41,41 +43,111 @@ def announce(segmenter: Segmenter, cases: Sequence[Case]) -> None:
 
 
 def segment_cases(cases: Sequence[Case], *, segmenter: Segmenter, stop: StopRequest) -> Outcome:
-    """Segment `cases` one after the other, behind a progress bar.
+    """Segment `cases` in their order, behind a progress bar.
 
-    A case that cannot be used does not keep the others from being segmented: its problems are in
-    the outcome.
+    While one is in the network, the next one is read and prepared in a thread, and the files of the
+    one before are written and verified in another. A case that cannot be used does not keep the
+    others from being segmented: its problems are in the outcome.
 
     Raises:
         RunStopped: A signal asked for it; the case that was open is finished.
-        ResourceError: A file could not be written, or memory ran out.
+        ResourceError: A file could not be written, or memory ran out; what was finished counts.
     """
-    outcome = Outcome()
-    modalities = segmenter.models[0].header["modality"]
-    for case in tqdm(cases, desc="Segmenting", unit="case", disable=None):
-        if stop.requested:
-            raise RunStopped(
-                f"stopped by {stop.signal_name} after {len(outcome.records)} of {len(cases)} "
-                "cases, which are finished. Repeat the command to go on."
-            )
+    session = _Session(cases, segmenter, stop)
+    with session.reader, session.writer:
+        try:
+            for number in tqdm(range(len(cases)), desc="Segmenting", unit="case", disable=None):
+                session.require_not_stopped()
+                session.segment(number)
+        finally:
+            # Whatever ends it: a mask that is there counts only with its record.
+            session.conclude()
+    return session.outcome
+
+
+class _Session:
+    """At most three cases at a time: one is read, one in the network, one written."""
+
+    def __init__(self, cases: Sequence[Case], segmenter: Segmenter, stop: StopRequest) -> None:
+        self.cases = cases
+        self.segmenter = segmenter
+        self.stop = stop
+        self.modalities = segmenter.models[0].header["modality"]
+        self.outcome = Outcome()
+        self.reader = ThreadPoolExecutor(max_workers=1)
+        self.writer = ThreadPoolExecutor(max_workers=1)
+        self._ahead: Future[Record | OpenCase] | None = None
+        self._behind: tuple[Case, Future[Record]] | None = None
+
+    def segment(self, number: int) -> None:
+        """Bring a case to where only its files are missing, which the writer is given."""
+        case = self.cases[number]
         try:
             with memory_told(case.id), unwrapping():
-                _segment_one(case, modalities, segmenter, outcome)
+                found = self._predicted(number)
         except DataError as error:
+            self.conclude()
             LOG.error("%s: not segmented: %s", case.id, error)
-            outcome.problems += error.problems
-    return outcome
+            self.outcome.problems += error.problems
+            return
+        was_open = self.stop.requested  # when the signal came: then it is finished
+        self.conclude()
+        if isinstance(found, dict):
+            self.outcome.num_finished_before += 1
+            self.outcome.records.append(found)
+            return
+        if not was_open:
+            self.require_not_stopped()
+        self._behind = case, self.writer.submit(self.segmenter.write, *found)
+        if self.segmenter.writes_maps:
+            self.conclude()  # such volumes are too large to lie beside the next pass
 
+    def _predicted(self, number: int) -> Record | tuple[OpenCase, Prediction]:
+        """Return what the networks say of a case, or its record where it is finished already."""
+        opened = self._opened(number)
+        if isinstance(opened, dict):
+            return opened
+        return opened.without_images(), self.segmenter.predict(opened)
 
-def _segment_one(
-    case: Case, modalities: Sequence[str], segmenter: Segmenter, outcome: Outcome
-) -> None:
-    inputs = input_digests(case, modalities)
-    record = finished_record(segmenter.folder, case.id, segmenter.origin(inputs))
-    if record is not None:
-        outcome.num_finished_before += 1
-    else:
-        record = segmenter.segment(case, inputs=inputs)
+    def _opened(self, number: int) -> Record | OpenCase:
+        """Return a case ready for the network, and have the next one read from now on."""
+        reading, self._ahead = self._ahead or self.reader.submit(self._open, number), None
+        try:
+            opened = reading.result()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            opened = None
+        if opened is None:  # once more, now that no pass takes memory beside it
+            opened = self._open(number)
+        if number + 1 < len(self.cases) and not self.stop.requested:
+            self._ahead = self.reader.submit(self._open, number + 1)
+        return opened
+
+    def _open(self, number: int) -> Record | OpenCase:
+        case = self.cases[number]
+        inputs = input_digests(case, self.modalities)
+        record = finished_record(self.segmenter.folder, case.id, self.segmenter.origin(inputs))
+        return self.segmenter.open(case, inputs=inputs) if record is None else record
+
+    def conclude(self) -> None:
+        """Wait for the files that are being written, and write the record."""
+        if self._behind is None:
+            return
+        (case, writing), self._behind = self._behind, None
+        with memory_told(case.id):
+            record = writing.result()
+            self.segmenter.conclude(record)
         volumes = ", ".join(f"{name} {ml:.2f} mL" for name, ml in record["volumes_ml"].items())
         LOG.info("%s: %s (%.1f s)", case.id, volumes, sum(record["seconds"].values()))
-    outcome.records.append(record)
+        self.outcome.records.append(record)
+
+    def require_not_stopped(self) -> None:
+        """Raise RunStopped if a signal has asked for it; what is written then is finished first."""
+        if not self.stop.requested:
+            return
+        self.conclude()
+        raise RunStopped(
+            f"stopped by {self.stop.signal_name} after {len(self.outcome.records)} of "
+            f"{len(self.cases)} cases, which are finished. Repeat the command to go on."
+        )
