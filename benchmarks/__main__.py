@@ -19,8 +19,8 @@ from pipeline.data.files import replace_file
 # Each module has `run(*, repeats) -> list[Comparison]`.
 BENCHMARKS = (
     "reading",
-    "preprocessing",
     "caching",
+    "scaling",
     "network",
     "training",
     "inference",
