@@ -20,7 +20,7 @@ import networks
 from pipeline.data.datalist import Case
 from pipeline.data.loading import LoadCase
 from pipeline.errors import DataError, SettingsError
-from pipeline.inference import memory, predictor
+from pipeline.inference import member, memory
 from pipeline.inference.predictor import Predictor
 from pipeline.model.trained import TrainedModel, load_model
 from transforms import build_preprocessing
@@ -263,9 +263,9 @@ def test_probabilities_are_left_out_where_nothing_needs_them(
     made = Predictor([bands(**chain)], device=CPU, **options)
     prepared = made.prepare(LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine())))
     seen: list[object] = []
-    (member,) = made.members
-    done = member.postprocessing
-    member.postprocessing = lambda item: seen.append(item) or done(item)
+    (only,) = made.members
+    done = only.postprocessing
+    only.postprocessing = lambda item: seen.append(item) or done(item)
     made.classes_prepared(prepared)
     assert bool(seen) is not is_direct
 
@@ -304,7 +304,7 @@ def test_it_says_which_windows_it_took(
         asked.append(facts)
         return (8, 8, 4)
 
-    monkeypatch.setattr(predictor, "choose_window", choose)
+    monkeypatch.setattr(member, "choose_window", choose)
     monkeypatch.setattr(memory, "free_memory_bytes", lambda: 12345)
     made = Predictor([bands()], device=CPU, window="auto")
     made.predict(item)
@@ -338,8 +338,8 @@ def test_a_case_that_does_not_fit_the_gpu_is_prepared_on_the_cpu(
 ) -> None:
     """Simulated: there need not be a GPU where this runs."""
     item = LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine()))
-    (member,) = Predictor([bands(border_crop=CROP)], device=CPU).members
-    expected = member.prepare(item)["image"]
+    (only,) = Predictor([bands(border_crop=CROP)], device=CPU).members
+    expected = only.prepare(item)["image"]
     gpu, asked, really_to = torch.device("cuda", 0), [], MetaTensor.to
 
     def to(self: MetaTensor, *args: Any, **options: Any) -> torch.Tensor:
@@ -348,9 +348,9 @@ def test_a_case_that_does_not_fit_the_gpu_is_prepared_on_the_cpu(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return really_to(self, *args, **options)
 
-    member.device = gpu
+    only.device = gpu
     monkeypatch.setattr(MetaTensor, "to", to, raising=False)
-    found = member.prepare(item)["image"]
+    found = only.prepare(item)["image"]
     assert asked == [item["image"].shape]
     assert torch.equal(found.as_tensor(), expected.as_tensor())
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.inference.member import Member
 from pipeline.inference.memory import free_bytes
 from pipeline.inference.needs import SAFETY, meta_twin, predict_forward_bytes, times
-from pipeline.inference.predictor import Member
 from pipeline.model.speed import convolution_flop_per_second
 
 NUM_MIRRORINGS = 8

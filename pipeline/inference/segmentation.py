@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from pipeline.inference.cleaning import MM3_PER_ML, clean_classes
 from pipeline.inference.forecast import forecast
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.records import digest_of, outputs_of, remove_outdated, write_record
+from pipeline.inference.steps import OpenCase, Prediction, Stopwatch
 from pipeline.inference.uncertainty import UncertaintySum
 from pipeline.model.trained import TrainedModel
 from pipeline.versions import versions_of
@@ -32,56 +31,6 @@ from transforms import classes_to_values
 LOG = logging.getLogger(__name__)
 # What a mask may depend on.
 PACKAGES = ("torch", "monai", "numpy", "nibabel")
-
-
-class _Stopwatch:
-    """Seconds of each step of a case, by the clock that nobody sets."""
-
-    def __init__(self) -> None:
-        self.noted: dict[str, float] = {}
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin a step after a pause."""
-        self._last = time.monotonic()
-
-    def note(self, name: str) -> None:
-        """End a step, with which the next one begins."""
-        now = time.monotonic()
-        self.noted[name] = round(now - self._last, 3)
-        self._last = now
-
-
-@dataclass(frozen=True)
-class OpenCase:
-    """A case on the network's grid, one `prepared` item for each member, and what it is made of.
-
-    `num_voxels` and `affine` are those of the case's own grid, `inputs` the digests of its images.
-    """
-
-    case: Case
-    inputs: Mapping[str, Any]
-    prepared: Sequence[Mapping[str, Any]]
-    num_voxels: int
-    affine: np.ndarray
-    watch: _Stopwatch
-
-    def without_images(self) -> OpenCase:
-        """Return what is left to know of it once the network has seen it."""
-        return replace(self, prepared=())
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the networks say of a case, on its own grid.
-
-    `classes` are uint8 (X, Y, Z), `maps` float32 (C, X, Y, Z) by their names, `told` goes into the
-    record as it is.
-    """
-
-    classes: np.ndarray
-    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
-    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Segmenter:
@@ -184,7 +133,7 @@ class Segmenter:
         Raises:
             DataError: The case's images cannot be used.
         """
-        watch = _Stopwatch()
+        watch = Stopwatch()
         item = self.load(case)
         self._require_modalities(item)
         watch.note("reading")

@@ -14,7 +14,8 @@ from pipeline.data.datalist import Case
 from pipeline.errors import DataError, Problem, RunStopped, unwrapping
 from pipeline.inference.memory import is_out_of_memory, memory_told
 from pipeline.inference.records import finished_record, input_digests
-from pipeline.inference.segmentation import OpenCase, Prediction, Segmenter
+from pipeline.inference.segmentation import Segmenter
+from pipeline.inference.steps import OpenCase, Prediction
 from pipeline.signals import StopRequest
 
 LOG = logging.getLogger(__name__)
