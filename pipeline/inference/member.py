@@ -1,0 +1,243 @@
+"""One network of an ensemble: a case onto its grid, through it, and back onto the case's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import torch
+from monai.data import MetaTensor
+
+from networks import VolumeInferer
+from pipeline.errors import DataError, Problem, ResourceError
+from pipeline.inference.classes import can_be_direct, most_probable_classes
+from pipeline.inference.memory import fitting, free_bytes, is_out_of_memory
+from pipeline.inference.needs import (
+    HEAP_BYTES,
+    SAFETY,
+    choose_window,
+    halved_window,
+    predict_forward_bytes,
+    times,
+)
+from pipeline.inference.uncertainty import dropout_active, seeded_pass
+from pipeline.model.trained import TrainedModel
+from transforms import build_postprocessing, build_preprocessing
+from transforms.postprocessing import RestoreGridd
+
+Window: TypeAlias = Sequence[int] | int | Literal["auto"] | None
+Item: TypeAlias = Mapping[str, Any]
+Result = TypeVar("Result")
+
+FLOAT_BYTES = 4
+# The inverted probabilities, their copy with the background filled, and the sum of an ensemble.
+VOLUMES_AFTERWARDS = 3
+# Of the case that is read while another one is in the network, in volumes of all modalities: as
+# read, as prepared, and what lies in between. The mask that is written meanwhile is small beside.
+VOLUMES_AHEAD = 3
+
+
+class Member:
+    """One model of an ensemble on its device, with the way to its grid and back.
+
+    Args:
+        model: Trained.
+        device: Where its network runs.
+        window: Edges in voxels; None for the whole volume in one pass; "auto" for the whole volume
+            where memory allows, else the largest windows for which it does.
+        overlap: Share of a window that the next one covers.
+        flips: Average over all mirrorings.
+        reads_ahead: Another case is prepared while one is in the network, and takes memory.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        *,
+        device: torch.device,
+        window: Window,
+        overlap: float,
+        flips: bool,
+        reads_ahead: bool = False,
+    ) -> None:
+        self.model = model
+        self.reads_ahead = reads_ahead
+        self.device = device
+        self.network = model.build().to(device)
+        self.window = window
+        self.overlap = overlap
+        self.flips = flips
+        # Two of the same: MONAI changes a chain while it inverts, and a thread may be preparing.
+        self.preprocessing, inverted = (
+            build_preprocessing(keys=("image",), **model.preprocessing) for _ in range(2)
+        )
+        self.postprocessing = build_postprocessing(inverted)
+        self.restore_classes = RestoreGridd(inverted, prediction_key="classes", image_key="image")
+
+    def prepare(self, item: Item) -> dict[str, Any]:
+        """Return a loaded case on the network's grid, and on its device where memory allows.
+
+        Raises:
+            DataError: The preprocessing that the network was trained with does not fit the case.
+        """
+        image = item["image"]
+        try:
+            return self._preprocessed(item, image.to(self.device))
+        except (RuntimeError, MemoryError) as error:
+            if self.device.type == "cpu" or not is_out_of_memory(error):
+                raise
+        return self._preprocessed(item, image)
+
+    def _preprocessed(self, item: Item, image: torch.Tensor) -> dict[str, Any]:
+        try:
+            return dict(self.preprocessing({"image": image}))
+        except RuntimeError as error:
+            # MONAI wraps what a transform raises; a ValueError is what ours say of an image.
+            if not isinstance(error.__cause__, ValueError):
+                raise
+            raise DataError.of(
+                Problem(
+                    case=item["case"],
+                    kind="preprocessing",
+                    file="",
+                    expected=f"a case that the preprocessing of {self.model.name} fits",
+                    found=str(error.__cause__),
+                    remedy="Check the images, or use a model that was trained on such.",
+                )
+            ) from error
+
+    def window_for(self, image: torch.Tensor) -> tuple[int, ...] | None:
+        """Return the window for a prepared image (C, X, Y, Z), None for the whole volume.
+
+        Raises:
+            ResourceError: "auto", and not even a small window fits the free memory.
+        """
+        if self.window is None:
+            return None
+        if self.window != "auto":
+            return (self.window,) * 3 if isinstance(self.window, int) else tuple(self.window)
+        return choose_window(
+            self.network,
+            image_shape=(1, *image.shape),
+            divisor=self.model.preprocessing["divisor"],
+            free_bytes=free_bytes(self.device) - self.bytes_beside(image),
+        )
+
+    def smaller_window(self, window: Sequence[int] | None, image: torch.Tensor) -> tuple[int, ...]:
+        """Return the window to try after `window` was too large for the memory that there is.
+
+        Raises:
+            ResourceError: It was the smallest; or it was asked for, and is not changed unasked.
+        """
+        _, *size = image.shape
+        divisor = self.model.preprocessing["divisor"]
+        tried = tuple(size) if window is None else tuple(map(min, window, size))
+        smaller = halved_window(tried, size=size, divisor=divisor)
+        if self.window == "auto" and smaller is not None:
+            return smaller
+        shape = (1, image.shape[0], *tried)
+        needed = SAFETY * predict_forward_bytes(self.network, image_shape=shape) + HEAP_BYTES
+        remedy = (
+            "Leave --window out, so that it is chosen by the memory, or choose a smaller one"
+            if self.window != "auto" and smaller is not None
+            else "End other programs, or use a machine with more memory"
+        )
+        raise ResourceError(
+            f"{self.model.name}: out of memory with {times(tried)} of {times(size)} voxels in one "
+            f"pass, which needs about {needed / 1e9:.2f} GB of memory; free now: "
+            f"{free_bytes(self.device) / 1e9:.2f} GB. {remedy}."
+        )
+
+    def bytes_beside(self, image: torch.Tensor) -> int:
+        """Return what the device needs beside the pass of a prepared case.
+
+        That is the way back to the case's own grid, if it takes place there, and the next case.
+        """
+        if not isinstance(image, MetaTensor):
+            return 0
+        num_volumes = VOLUMES_AHEAD * len(image) if self.reads_ahead else 0
+        if self.device.type == "cpu":
+            num_volumes += VOLUMES_AFTERWARDS * self.model.network["out_channels"]
+        return num_volumes * prod(map(int, image.meta["spatial_shape"])) * FLOAT_BYTES
+
+    def _fitting(
+        self,
+        attempt: Callable[[tuple[int, ...] | None], Result],
+        prepared: Item,
+        window: tuple[int, ...] | None,
+    ) -> tuple[Result, tuple[int, ...] | None]:
+        return fitting(
+            attempt,
+            window,
+            smaller=lambda size: self.smaller_window(size, prepared["image"]),
+            name=self.model.name,
+        )
+
+    def fitting_probabilities(
+        self, prepared: Item, *, window: tuple[int, ...] | None, flips: bool
+    ) -> tuple[MetaTensor, tuple[int, ...] | None]:
+        """Do what `probabilities` does, in smaller windows where memory runs out; return which.
+
+        Raises:
+            ResourceError: See `smaller_window`.
+        """
+        return self._fitting(
+            lambda size: self.probabilities(prepared, window=size, flips=flips), prepared, window
+        )
+
+    def fitting_classes(
+        self, prepared: Item, *, window: tuple[int, ...] | None
+    ) -> tuple[MetaTensor, tuple[int, ...] | None]:
+        """Do what `classes` does, as `fitting_probabilities` does what `probabilities` does."""
+        return self._fitting(lambda size: self.classes(prepared, window=size), prepared, window)
+
+    def fitting_sample(
+        self, prepared: Item, *, window: tuple[int, ...] | None, seed: int, index: int
+    ) -> tuple[MetaTensor, tuple[int, ...] | None]:
+        """Do what `fitting_probabilities` does with dropout on, seeded by (`seed`, `index`)."""
+
+        def attempt(size: tuple[int, ...] | None) -> MetaTensor:
+            # Left before the sample is handed out: what is done with it is not seeded.
+            with dropout_active(self.network), seeded_pass(seed=seed, index=index):
+                return self.probabilities(prepared, window=size, flips=False)
+
+        return self._fitting(attempt, prepared, window)
+
+    def probabilities(
+        self, prepared: Item, *, window: Sequence[int] | None, flips: bool
+    ) -> MetaTensor:
+        """Return what the network says of a prepared case, (C, X, Y, Z) on the case's own grid."""
+        logits = self._logits(prepared, window=window, flips=flips)
+        return self._done(prepared, logits)["probabilities"]
+
+    def classes(self, prepared: Item, *, window: Sequence[int] | None) -> MetaTensor:
+        """Return the most probable class of each voxel, uint8 (1, X, Y, Z) on the case's own grid.
+
+        It is that of the `probabilities`. Where the way back to the case's grid only moves voxels,
+        no probability is computed for it.
+        """
+        logits = self._logits(prepared, window=window, flips=self.flips)
+        is_resampled = self.model.preprocessing.get("spacing_mm") is not None
+        if self.flips or is_resampled or not can_be_direct(logits):
+            return self._done(prepared, logits)["classes"]
+        classes = MetaTensor(most_probable_classes(logits)[None].cpu())
+        restored = self.restore_classes({"image": prepared["image"], "classes": classes})
+        found: MetaTensor = restored["classes"]
+        return found
+
+    def _logits(self, prepared: Item, *, window: Sequence[int] | None, flips: bool) -> torch.Tensor:
+        inferer = VolumeInferer(
+            window=window,
+            overlap=self.overlap,
+            flips=flips,
+            divisor=self.model.preprocessing["divisor"],
+        )
+        with torch.no_grad():
+            batch = prepared["image"].as_tensor()[None].to(self.device)
+            return inferer(batch, self.network)[0]
+
+    def _done(self, prepared: Item, logits: torch.Tensor) -> Item:
+        with torch.no_grad():
+            done: Item = self.postprocessing({**prepared, "pred": logits.cpu()})
+        return done
