@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.convolve import SameConv3d
 from networks.relu_dropout import relu_dropout
 from networks.up_convolution import up_convolution
 
@@ -161,7 +162,7 @@ def convolution(
     """Return one convolution that keeps the size, its normalisation if any, ReLU and dropout."""
     layers: list[nn.Module] = [
         # A normalisation subtracts the mean, and with it any bias.
-        nn.Conv3d(num_in, num_out, kernel_size, padding=kernel_size // 2, bias=norm is None)
+        SameConv3d(num_in, num_out, kernel_size, bias=norm is None)
     ]
     if norm == "instance":
         layers.append(nn.InstanceNorm3d(num_out, affine=True))

@@ -16,8 +16,11 @@ sum over channels.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from networks.convolve import convolve
 
 
 def up_convolution(below: Tensor, skip: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,8 +40,12 @@ def up_convolution(below: Tensor, skip: Tensor, *, weight: Tensor, bias: Tensor 
     num_below = below.shape[1]
     padding = weight.shape[-1] // 2
     kernel = enlarging_kernel(weight[:, :num_below])
+    if weight.is_contiguous(memory_format=torch.channels_last_3d):
+        # The result's layout is that of `below`, which a small volume comes without. As one and the
+        # same, it is quicker for what follows, and dropout draws its mask in the order of memory.
+        below = below.contiguous(memory_format=torch.channels_last_3d)
     result = F.conv_transpose3d(below, kernel, bias, stride=2, padding=padding)
-    result += F.conv3d(skip, weight[:, num_below:], padding=padding)
+    result += convolve(skip, weight[:, num_below:])
     return result
 
 

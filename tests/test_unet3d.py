@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from networks import UNet3D
+from networks.convolve import SameConv3d
 
 
 def count(module: nn.Module) -> int:
@@ -129,8 +130,8 @@ def test_a_wrong_setting_is_refused(setting: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize(
     ("norm", "kinds"),
     [
-        (None, [nn.Conv3d, nn.ReLU, nn.Dropout]),
-        ("instance", [nn.Conv3d, nn.InstanceNorm3d, nn.ReLU, nn.Dropout]),
+        (None, [SameConv3d, nn.ReLU, nn.Dropout]),
+        ("instance", [SameConv3d, nn.InstanceNorm3d, nn.ReLU, nn.Dropout]),
     ],
 )
 def test_every_convolution_but_the_last_is_followed_by_relu_then_dropout(
