@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import RandFlipd
 from scipy import ndimage
 
 from transforms.augmentation import (
     RandInPlaneRotated,
+    RandMirrored,
     build_augmentation,
     rotate_in_plane,
     seed_of,
@@ -65,6 +68,34 @@ def test_linear_rotation_equals_scipy(shape: tuple[int, int, int], degrees: floa
     found = rotate_in_plane(image, degrees=degrees, mode="bilinear")
     # Four products in float32 of values and weights below 1.
     np.testing.assert_allclose(found, twin, rtol=0, atol=3e-7)
+
+
+def naive_rotation(volume: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Rotate with whole volumes: four gathered copies, each times its weight in float32."""
+    _, size_x, size_y, _ = volume.shape
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    centre_x, centre_y = (size_x - 1) / 2, (size_y - 1) / 2
+    x = torch.arange(size_x, dtype=torch.float64)[:, None] - centre_x
+    y = torch.arange(size_y, dtype=torch.float64)[None, :] - centre_y
+    source_x = (cosine * x + sine * y + centre_x).clamp(0, size_x - 1)
+    source_y = (cosine * y - sine * x + centre_y).clamp(0, size_y - 1)
+    x0, y0 = source_x.floor().long(), source_y.floor().long()
+    x1, y1 = (x0 + 1).clamp(max=size_x - 1), (y0 + 1).clamp(max=size_y - 1)
+    right, up = source_x - x0, source_y - y0
+    result = torch.zeros_like(volume)
+    result.addcmul_(volume[:, x0, y0], ((1 - right) * (1 - up)).float()[..., None])
+    result.addcmul_(volume[:, x1, y0], (right * (1 - up)).float()[..., None])
+    result.addcmul_(volume[:, x0, y1], ((1 - right) * up).float()[..., None])
+    return result.addcmul_(volume[:, x1, y1], (right * up).float()[..., None])
+
+
+@pytest.mark.parametrize("degrees", [0.0, 7.3, -20.0, 90.0, 133.0])
+@pytest.mark.parametrize("content", [slice(0, 0), slice(0, 2), slice(9, 14), slice(0, 23)])
+def test_rotation_is_to_the_last_bit_that_of_whole_volumes(degrees: float, content: slice) -> None:
+    image = torch.zeros(2, 23, 19, 6)
+    image[1, content, 3:11] = random_image((23, 19, 6))[1, content, 3:11] - 0.5
+    found = rotate_in_plane(image, degrees=degrees, mode="bilinear")
+    assert torch.equal(found, naive_rotation(image, degrees))
 
 
 @pytest.mark.parametrize("degrees", [7.3, -20.0, 33.0, 133.0])
@@ -244,6 +275,21 @@ def test_flips_follow_their_axes_and_occur_independently() -> None:
         result = chain.set_random_state(seed=seed_of(0, 0, index))(sample())["image"].as_tensor()
         seen |= {name for name, variant in variants.items() if torch.equal(result, variant)}
     assert seen == set(variants)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_mirroring_draws_and_mirrors_as_monai_does(axis: int) -> None:
+    data, happened = sample(), 0
+    for seed in range(20):
+        ours = RandMirrored(["image", "label"], axis=axis, prob=0.5).set_random_state(seed=seed)
+        theirs = RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis)
+        expected, found = theirs.set_random_state(seed=seed)(data), ours(data)
+        for key in ("image", "label"):
+            assert torch.equal(found[key].as_tensor(), expected[key].as_tensor())
+            assert found[key].is_contiguous()
+            assert torch.equal(found[key].affine, data[key].affine)
+        happened += not torch.equal(found["image"].as_tensor(), data["image"].as_tensor())
+    assert 0 < happened < 20
 
 
 def test_intensity_changes_stay_in_their_range_and_off_the_label() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,6 @@ from monai.config import KeysCollection
 from monai.transforms import (
     Compose,
     MapTransform,
-    RandFlipd,
     RandomizableTransform,
     RandScaleIntensityd,
     RandShiftIntensityd,
@@ -21,6 +20,7 @@ from monai.transforms import (
 from monai.utils import ensure_tuple_rep
 
 from transforms.arrays import Volume, plain_tensor, with_meta_of
+from transforms.slabs import Slab, Spans, nonzero_rows, zeros
 
 Mode = Literal["bilinear", "nearest"]
 MODES = ("bilinear", "nearest")
@@ -97,22 +97,45 @@ def _nearest(volume: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Te
 
 
 def _bilinear(volume: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the four columns around each position, weighted by nearness."""
+    """Return the mean of the four columns around each position, weighted by nearness.
+
+    Where all four are 0 in all channels, nothing is computed.
+    """
     x0, y0 = x.floor().long(), y.floor().long()
     x1, y1 = (x0 + 1).clamp_(max=volume.shape[1] - 1), (y0 + 1).clamp_(max=volume.shape[2] - 1)
     right, up = x - x0, y - y0
-    corners = (
-        (x0, y0, (1 - right) * (1 - up)),
-        (x1, y0, right * (1 - up)),
-        (x0, y1, (1 - right) * up),
-        (x1, y1, right * up),
-    )
-    result = torch.zeros_like(volume)
-    for channel, out in zip(volume, result, strict=True):
-        for corner_x, corner_y, weight in corners:
-            columns = _columns(channel[None], corner_x, corner_y)[0]
-            out.addcmul_(columns, weight.float()[..., None])
+    corners = [
+        (corner_x * volume.shape[2] + corner_y, weight.float()[..., None])
+        for corner_x, corner_y, weight in (
+            (x0, y0, (1 - right) * (1 - up)),
+            (x1, y0, right * (1 - up)),
+            (x0, y1, (1 - right) * up),
+            (x1, y1, right * up),
+        )
+    ]
+    present = nonzero_rows(volume)
+    needed = torch.stack([present.flatten()[index.cpu()] for index, _ in corners]).any(0)
+    result = zeros(volume.shape, volume.device)
+    for slab in _slabs(Spans.of(needed), len(needed), volume.device):
+        for channel, out in zip(volume, result, strict=True):
+            columns, place = channel.reshape(-1, volume.shape[3]), slab.of(out)
+            for number, (index, weight) in enumerate(corners):
+                around = columns.index_select(0, index[slab.planes, slab.rows].flatten())
+                near = weight[slab.planes, slab.rows]
+                if number == 0:
+                    torch.mul(around.view(place.shape), near, out=place)
+                else:
+                    place.addcmul_(around.view(place.shape), near)
     return result
+
+
+def _slabs(spans: Spans, num_planes: int, device: torch.device) -> Iterator[Slab]:
+    """Yield the planes with something, each for itself on a CPU: it stays in the cache."""
+    size = 1 if device.type == "cpu" else num_planes
+    for start in range(0, num_planes, size):
+        slab = spans.over(slice(start, min(start + size, num_planes)))
+        if slab.num_rows:
+            yield slab
 
 
 class RandInPlaneRotated(RandomizableTransform, MapTransform):
@@ -156,6 +179,43 @@ class RandInPlaneRotated(RandomizableTransform, MapTransform):
         return result
 
 
+class RandMirrored(RandomizableTransform, MapTransform):
+    """Mirror all keys along one axis; the affine stays as it is, as with `rotate_in_plane`.
+
+    It draws as MONAI's `RandFlipd` does, and takes a quarter of its time.
+
+    Args:
+        keys: keys of volumes (C, X, Y, Z) on one grid.
+        axis: spatial axis, X = 0.
+        prob: probability of the mirroring.
+    """
+
+    def __init__(self, keys: KeysCollection, *, axis: int, prob: float) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        self.axis = axis
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of `data` in which the volumes at the keys are mirrored."""
+        result = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            for key in self.key_iterator(result):
+                result[key] = _mirrored(result[key], self.axis + 1)
+        return result
+
+
+def _mirrored(volume: Volume, dimension: int) -> torch.Tensor:
+    """Return `volume` with the order along a dimension reversed."""
+    plain = plain_tensor(volume)
+    if plain.device.type == "cpu":
+        # NumPy asks for large pages: torch's copy takes four times as long.
+        mirrored = torch.from_numpy(np.flip(plain.numpy(), dimension).copy())
+    else:
+        mirrored = plain.flip(dimension)
+    return with_meta_of(volume, mirrored)
+
+
 def build_augmentation(
     *,
     keys: Sequence[str] = ("image", "label"),
@@ -190,7 +250,7 @@ def build_augmentation(
             )
         )
     if flip_probability > 0:
-        steps += [RandFlipd(keys, prob=flip_probability, spatial_axis=axis) for axis in flip_axes]
+        steps += [RandMirrored(keys, axis=axis, prob=flip_probability) for axis in flip_axes]
     if intensity_scale > 0:
         steps.append(RandScaleIntensityd([image_key], factors=intensity_scale, prob=1.0))
     if intensity_shift > 0:

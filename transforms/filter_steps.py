@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from transforms.levels import Voxels
-from transforms.slabs import Slab
+from transforms.slabs import Memory, Slab, library_of
 
 
 class Step(Protocol):
@@ -38,110 +38,109 @@ class Read:
 
 @dataclass(frozen=True)
 class Mirror:
-    """Fill the first and the last part of `volume` along `axis` with what lies at `index` there."""
+    """Copy voxels to the margins: `copies` are the places and what belongs there."""
 
-    volume: torch.Tensor
-    axis: int
-    index: torch.Tensor
+    copies: Sequence[tuple[Memory, Memory]]
 
     def __call__(self, *_: object) -> None:
-        """Fill both margins."""
-        margin = len(self.index) // 2
-        end = self.volume.shape[self.axis] - margin
-        found = self.volume.index_select(self.axis, self.index)
-        for start, margin_of in ((0, 0), (end, margin)):
-            place = self.volume.narrow(self.axis, start, margin)
-            place.copy_(found.narrow(self.axis, margin_of, margin))
+        """Copy."""
+        for place, source in self.copies:
+            place[...] = source
 
 
 @dataclass(frozen=True)
 class Clear:
     """Set `place` to 0."""
 
-    place: torch.Tensor
+    place: Memory
 
     def __call__(self, *_: object) -> None:
         """Clear."""
-        self.place.zero_()
+        self.place[...] = 0
 
 
 @dataclass(frozen=True)
 class Smooth:
-    """Write the weighted sum of shifted copies to `place`.
+    """Write the sum of shifted copies, each with its weight, to `place`.
 
     Args:
-        weights: of the kernel, from its centre outwards.
+        ratios: the weight of each copy divided by that of its inner neighbour, from the ends
+            inwards; the copy in the middle has the weight 1.
         shifted: the copies from -radius to radius.
         place: of the same shape; none of them.
         scratch: memory of the same shape for a sum of two, and for the sum so far.
     """
 
-    weights: Sequence[float]
-    shifted: Sequence[torch.Tensor]
-    place: torch.Tensor
-    scratch: tuple[torch.Tensor, torch.Tensor]
+    ratios: Sequence[float]
+    shifted: Sequence[Memory]
+    place: Memory
+    scratch: tuple[Memory, Memory]
 
     def __call__(self, *_: object) -> None:
-        """Sum from the kernel's ends inwards: small numbers first, for the sake of rounding."""
-        radius = len(self.weights) - 1
-        pair, total = self.scratch
-        if not radius:
-            self.place.copy_(self.shifted[0])
-            return
-        for offset in range(radius, 0, -1):
-            torch.add(self.shifted[radius - offset], self.shifted[radius + offset], out=pair)
-            if offset == radius:
-                torch.mul(pair, self.weights[offset], out=total)
+        """Sum from the ends inwards: few operations, and small numbers first."""
+        library, (pair, total) = library_of(self.place), self.scratch
+        for offset, ratio in enumerate(self.ratios):
+            behind, ahead = self.shifted[offset], self.shifted[-1 - offset]
+            if offset == 0:
+                library.add(behind, ahead, out=total)
             else:
-                total.add_(pair, alpha=self.weights[offset])
-        torch.add(total, self.shifted[radius], alpha=self.weights[0], out=self.place)
+                library.add(behind, ahead, out=pair)
+                library.add(total, pair, out=total)
+            library.multiply(total, ratio, out=total)
+        middle = self.shifted[len(self.ratios)]
+        if self.ratios:
+            library.add(total, middle, out=self.place)
+        else:
+            self.place[...] = middle
 
 
 @dataclass(frozen=True)
 class Laplacian:
-    """Sum the neighbours of each voxel, less as many times the voxel, into the second scratch.
+    """Sum the neighbours of each voxel, less as many times the voxel, times `factor`.
 
     Args:
         neighbours: along each axis, the copies shifted by -1, 0, 1.
-        scratch: memory of the same shape: for a sum of two, and for the Laplacian.
+        factor: of the sum.
+        scratch: memory of the same shape: for a sum of two, and for the result.
     """
 
-    neighbours: Sequence[Sequence[torch.Tensor]]
-    scratch: tuple[torch.Tensor, torch.Tensor]
+    neighbours: Sequence[Sequence[Memory]]
+    factor: float
+    scratch: tuple[Memory, Memory]
 
     def __call__(self, *_: object) -> None:
         """Compute it; a difference is small, and so is what its rounding takes from the result."""
-        pair, total = self.scratch
-        (behind, centre, ahead), *others = self.neighbours
-        torch.add(behind, ahead, out=total)
-        for behind, _same, ahead in others:
-            torch.add(behind, ahead, out=pair)
-            total.add_(pair)
-        total.sub_(centre, alpha=2 * len(self.neighbours))
+        library, (pair, total) = library_of(self.scratch[0]), self.scratch
+        for number, (behind, _middle, ahead) in enumerate(self.neighbours):
+            if number == 0:
+                library.add(behind, ahead, out=total)
+            else:
+                library.add(behind, ahead, out=pair)
+                library.add(total, pair, out=total)
+        library.multiply(self.neighbours[0][1], 2 * len(self.neighbours), out=pair)
+        library.subtract(total, pair, out=total)
+        library.multiply(total, self.factor, out=total)
 
 
 @dataclass(frozen=True)
 class Write:
-    """Write `smooth`, less `strength` times `laplacian`, plus the background to the result.
+    """Write `scale` times the smoothed volume, plus a change, plus the background to the result.
 
     Args:
-        part: where it belongs.
-        smooth: of the shape of that part.
-        laplacian: of the same shape; not read without a strength.
-        strength: of the sharpening.
+        scale: what `Smooth` left out.
+        parts: where it belongs, what is smoothed, and the change, if any.
     """
 
-    part: Slab
-    smooth: torch.Tensor
-    laplacian: torch.Tensor
-    strength: float
+    scale: float
+    parts: Sequence[tuple[Slab, torch.Tensor, torch.Tensor | None]]
 
     def __call__(self, _: torch.Tensor, reader: Voxels, out: torch.Tensor) -> None:
         """Write."""
-        place = self.part.of(out)
-        if self.strength:
-            torch.add(self.smooth, self.laplacian, alpha=-self.strength, out=place)
-        else:
-            place.copy_(self.smooth)
-        if reader.background:
-            place.add_(reader.background)
+        for part, smooth, change in self.parts:
+            place = part.of(out)
+            if change is None:
+                torch.mul(smooth, self.scale, out=place)
+            else:
+                torch.add(change, smooth, alpha=self.scale, out=place)
+            if reader.background:
+                place.add_(reader.background)

@@ -13,9 +13,17 @@ from dataclasses import dataclass
 
 import torch
 
-from transforms.filter_steps import Clear, Laplacian, Mirror, Read, Smooth, Step, Write
+from transforms.filter_steps import (
+    Clear,
+    Laplacian,
+    Mirror,
+    Read,
+    Smooth,
+    Step,
+    Write,
+)
 from transforms.levels import Voxels
-from transforms.slabs import Slab, Spans, zeros
+from transforms.slabs import Memory, Slab, Spans, memory_of, zeros
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,12 @@ class Filters:
     dtype: torch.dtype = torch.float64
 
     @property
+    def ratios(self) -> list[float]:
+        """Each weight divided by its inner neighbour, from the ends inwards."""
+        pairs = zip(self.weights[1:], self.weights[:-1], strict=True)
+        return [float(outer / inner) for outer, inner in reversed(list(pairs))]
+
+    @property
     def radius(self) -> int:
         """Voxels that the kernel of the Gaussian reaches on either side."""
         return len(self.weights) - 1
@@ -43,7 +57,7 @@ class Filters:
         return self.radius + (self.strength != 0)
 
 
-class _Memory:
+class _Planes:
     """Planes with margins on all sides: neighbours along an axis are equally far in all memory.
 
     So a shifted copy of many rows, margins included, is one piece of memory.
@@ -53,13 +67,14 @@ class _Memory:
         self.whole = zeros(shape, device, dtype)
         self.depth = shape[2]
 
-    def shifted(self, part: Slab, axis: int, reach: int) -> tuple[torch.Tensor, ...]:
+    def shifted(self, part: Slab, axis: int, reach: int) -> list[Memory]:
         """Return the rows of `part`, one line a plane, shifted by -reach..reach along `axis`."""
         strides = self.whole.stride()
         start = part.planes.start * strides[0] + part.rows.start * strides[1]
         size = (2 * reach + 1, part.num_planes, part.num_rows * strides[1])
         lines = (strides[axis], strides[0], 1)
-        return self.whole.as_strided(size, lines, start - reach * strides[axis]).unbind()
+        copies = self.whole.as_strided(size, lines, start - reach * strides[axis])
+        return [memory_of(copy) for copy in copies.unbind()]
 
 
 class FilterBank:
@@ -73,7 +88,8 @@ class FilterBank:
         varying: bool (X, Y) on the CPU, the rows in which any channel is more than background.
         depth: voxels along Z.
         device: to compute on.
-        tile_voxels: about how many voxels to compute at a time.
+        tile_voxels: about how many voxels to read and write at a time.
+        slab_voxels: about how many voxels to filter at a time.
     """
 
     def __init__(
@@ -84,19 +100,21 @@ class FilterBank:
         depth: int,
         device: torch.device,
         tile_voxels: int,
+        slab_voxels: int,
     ) -> None:
         self.filters = filters
-        self.tile_voxels = tile_voxels
+        self.ratios = filters.ratios
+        self.tile_voxels, self.slab_voxels = tile_voxels, slab_voxels
+        self.scale = filters.weights[0] ** 3  # of three axes
         self.margin = filters.reach
         self.shape = (*varying.shape, depth)
         self.extended = [_extended(size, self.margin) for size in self.shape]
-        self.border = [_border(indices, self.margin).to(device) for indices in self.extended]
         whole = [len(indices) for indices in self.extended]
-        self.thickness = min(max(tile_voxels // math.prod(whole[1:]), 1), whole[0])
+        self.thickness = min(max(slab_voxels // math.prod(whole[1:]), 1), whole[0])
         some = (self.thickness, *whole[1:])
-        self.read, self.smooth_z = (_Memory(some, device, filters.dtype) for _ in range(2))
-        self.smooth_y, self.smooth_x = (_Memory(whole, device, filters.dtype) for _ in range(2))
-        size = min(max(tile_voxels, whole[2]), math.prod(some))
+        self.read, self.smooth_z = (_Planes(some, device, filters.dtype) for _ in range(2))
+        self.smooth_y, self.smooth_x = (_Planes(whole, device, filters.dtype) for _ in range(2))
+        size = min(max(slab_voxels, whole[2]), math.prod(some))
         self.scratch = torch.empty((2, size), dtype=filters.dtype, device=device)
         self.steps = list(self._steps(varying))
 
@@ -142,12 +160,11 @@ class FilterBank:
         own = slice(max(part.rows.start, margin), min(part.rows.stop, margin + self.shape[1]))
         local = Slab(slice(0, part.num_planes), own)
         for start, planes in _runs(self.extended[0][part.planes]):
-            for piece in self._tiles(Slab(planes, own)):
+            for piece in Slab(planes, own).tiles(depth=depth, num_voxels=self.tile_voxels):
                 place = piece.moved(start - planes.start, 0).of(self.read.whole)
                 yield Read(piece.moved(0, -margin), place[..., margin : depth - margin])
         for piece in self._tiles(local):
-            if margin:
-                yield Mirror(piece.of(self.read.whole), 2, self.border[2])
+            yield self._mirror(piece.of(self.read.whole), 2)
             yield self._smooth(2, self.read, piece, self.smooth_z, piece)
         yield from self._around(local, is_mirrored=own != part.rows)
         for piece in self._tiles(smoothed.moved(-first, 0)):
@@ -159,9 +176,9 @@ class FilterBank:
         planes = self.smooth_z.whole[part.planes]
         before, behind = part.rows.start, part.rows.stop
         for rows in (slice(max(before - reach, 0), before), slice(behind, behind + reach)):
-            yield Clear(planes[:, rows])
+            yield Clear(memory_of(planes[:, rows]))
         if is_mirrored:
-            yield Mirror(planes, 1, self.border[1])
+            yield self._mirror(planes, 1)
 
     def _across(self, part: Slab) -> Iterator[Step]:
         """Smooth the rows of `part` along X."""
@@ -170,30 +187,49 @@ class FilterBank:
 
     def _written(self, part: Slab) -> Iterator[Step]:
         """Write the rows of `part`, sharpened."""
-        margin, strength = self.margin, self.filters.strength
         for piece in self._tiles(part):
-            smooth = piece.of(self.smooth_x.whole)
-            inside = slice(margin, smooth.shape[2] - margin)
-            scratch = self._scratch(piece)
+            changes, strength = None, self.filters.strength
             if strength:
                 neighbours = [self.smooth_x.shifted(piece, axis, 1) for axis in (2, 1, 0)]
-                yield Laplacian(neighbours, scratch)
-            laplacian = scratch[1].view(smooth.shape)[..., inside]
-            place = piece.moved(-margin, -margin)
-            yield Write(place, smooth[..., inside], laplacian, strength)
+                yield Laplacian(neighbours, -strength * self.scale, self._scratch(piece))
+                shape = (piece.num_planes, piece.num_rows, self.read.depth)
+                changes = self.scratch[1, : math.prod(shape)].view(shape)
+            yield Write(self.scale, list(self._parts(piece, changes)))
 
-    def _smooth(self, axis: int, source: _Memory, part: Slab, target: _Memory, place: Slab) -> Step:
-        weights = self.filters.weights
-        shifted = source.shifted(part, axis, len(weights) - 1)
-        return Smooth(weights, shifted, target.shifted(place, 0, 0)[0], self._scratch(part))
+    def _parts(
+        self, piece: Slab, changes: torch.Tensor | None
+    ) -> Iterator[tuple[Slab, torch.Tensor, torch.Tensor | None]]:
+        """Yield what `Write` takes: places in the result, smoothed voxels, changes of these."""
+        depth, margin = self.read.depth, self.margin
+        inside = slice(margin, depth - margin)
+        for tile in piece.tiles(depth=depth, num_voxels=self.tile_voxels):
+            change = None
+            if changes is not None:
+                local = tile.moved(-piece.planes.start, -piece.rows.start)
+                change = local.of(changes)[..., inside]
+            yield tile.moved(-margin, -margin), tile.of(self.smooth_x.whole)[..., inside], change
+
+    def _mirror(self, volume: torch.Tensor, axis: int) -> Mirror:
+        """Return the step that fills the margins of `volume` along `axis`."""
+        indices, margin = self.extended[axis], self.margin
+        places = [*range(margin), *range(len(indices) - margin, len(indices))]
+
+        def at(index: int) -> Memory:
+            return memory_of(volume.select(axis, index))
+
+        return Mirror([(at(place), at(indices[place] + margin)) for place in places])
+
+    def _smooth(self, axis: int, source: _Planes, part: Slab, target: _Planes, place: Slab) -> Step:
+        shifted = source.shifted(part, axis, self.filters.radius)
+        return Smooth(self.ratios, shifted, target.shifted(place, 0, 0)[0], self._scratch(part))
 
     def _tiles(self, part: Slab) -> Iterator[Slab]:
-        return part.tiles(depth=self.read.depth, tile_voxels=self.tile_voxels)
+        return part.tiles(depth=self.read.depth, num_voxels=self.slab_voxels)
 
-    def _scratch(self, part: Slab) -> tuple[torch.Tensor, torch.Tensor]:
+    def _scratch(self, part: Slab) -> tuple[Memory, Memory]:
         """Return memory for two sums over the rows of `part`, one line a plane."""
         shape = (part.num_planes, part.num_rows * self.read.depth)
-        pair, total = (memory[: math.prod(shape)].view(shape) for memory in self.scratch)
+        pair, total = (memory_of(memory[: math.prod(shape)].view(shape)) for memory in self.scratch)
         return pair, total
 
 
@@ -205,12 +241,6 @@ def _extended(size: int, margin: int) -> list[int]:
     period = 2 * size
     folded = [index % period for index in range(-margin, size + margin)]
     return [min(index, period - 1 - index) for index in folded]
-
-
-def _border(extended: Sequence[int], margin: int) -> torch.Tensor:
-    """Return where the voxels of both margins of an axis are found, counted with the margin."""
-    outside = [*extended[:margin], *extended[len(extended) - margin :]]
-    return torch.tensor([index + margin for index in outside], dtype=torch.long)
 
 
 def _runs(indices: Sequence[int]) -> Iterator[tuple[int, slice]]:

@@ -23,15 +23,23 @@ from transforms.filters import FilterBank, Filters
 from transforms.levels import Levels, Voxels
 from transforms.slabs import ChannelRange, box_of, range_of, zeros
 
-# A tile of this size stays in a processor's cache, and torch computes it in one thread: it splits
-# what has 2**15 elements, and waiting for each other thousands of times makes two threads on a busy
-# machine ten times slower than one.
+# Of this size, a piece is computed by torch in one thread: it splits what has 2**15 elements, and
+# waiting for each other thousands of times makes two threads on a busy machine ten times slower.
 TILE_VOXELS = (1 << 15) - 1
+
+# What stays in a processor's cache, for whatever is one thread: all of NumPy, torch if told so.
+SLAB_VOXELS = 1 << 18
+
+
+def _slab_voxels(device: torch.device) -> int:
+    """Return how many voxels NumPy computes at a time, or torch on a GPU: there, all at once."""
+    return SLAB_VOXELS if device.type == "cpu" else sys.maxsize
 
 
 def _tile_voxels(device: torch.device) -> int:
-    """Return how many voxels to compute at a time: a tile on a CPU, everything on a GPU."""
-    return TILE_VOXELS if device.type == "cpu" else sys.maxsize
+    """Return how many voxels torch computes at a time."""
+    is_split = device.type == "cpu" and torch.get_num_threads() > 1
+    return TILE_VOXELS if is_split else _slab_voxels(device)
 
 
 def min_max_normalize(volume: Volume, *, decimals: int | None = 3) -> torch.Tensor:
@@ -49,7 +57,7 @@ def min_max_normalize(volume: Volume, *, decimals: int | None = 3) -> torch.Tens
     result = _backgrounds(source, readers)
     box, tile_voxels = box_of(varying, reach=0), _tile_voxels(source.device)
     for channel, out, reader in zip(source, result, readers, strict=True):
-        for tile in box.tiles(depth=source.shape[3], tile_voxels=tile_voxels):
+        for tile in box.tiles(depth=source.shape[3], num_voxels=tile_voxels):
             reader.read(tile.of(channel), tile.of(out))
     return with_meta_of(volume, result)
 
@@ -126,37 +134,41 @@ def _gaussian_weights(sigma: float, truncate: float) -> tuple[float, ...]:
         raise ValueError(f"sigma must be more than 0 voxels; found {sigma}")
     radius = int(truncate * sigma + 0.5)
     half = np.exp(-0.5 / sigma**2 * np.arange(radius + 1, dtype=np.float64) ** 2)
-    return tuple(half / (half[0] + 2 * half[1:].sum()))
+    half = half[half > 0]  # a weight too small for a float has no part in the sum
+    return tuple((half / (half[0] + 2 * half[1:].sum())).tolist())
 
 
 def _checked(volume: Volume) -> torch.Tensor:
-    source = plain_tensor(volume)
+    source = plain_tensor(volume).detach()
     if source.ndim != 4:
         raise ValueError(f"a volume must be (C, X, Y, Z); found shape {tuple(source.shape)}")
-    return source
+    # NumPy does not know it.
+    return source.float() if source.dtype == torch.bfloat16 else source
 
 
-def _ranges_of(source: torch.Tensor) -> list[ChannelRange]:
+def _ranges_of(source: torch.Tensor) -> tuple[list[ChannelRange], torch.Tensor]:
+    """Return the range of each channel, and bool (X, Y), the rows in which any varies."""
     tile_voxels = _tile_voxels(source.device)
-    return [range_of(channel, tile_voxels=tile_voxels) for channel in source]
+    ranges = [range_of(channel, tile_voxels=tile_voxels) for channel in source]
+    return ranges, torch.stack([found.varying for found in ranges]).any(0)
 
 
 def _voxels_of(source: torch.Tensor) -> tuple[list[Voxels], torch.Tensor]:
-    """Return a reader of each channel, and (X, Y), the rows in which any channel varies."""
-    ranges = _ranges_of(source)
-    return [Voxels(found) for found in ranges], torch.stack([r.varying for r in ranges]).any(0)
+    """Return a reader of each channel, and the rows in which any varies."""
+    ranges, varying = _ranges_of(source)
+    return [Voxels(found) for found in ranges], varying
 
 
 def _levels_of(source: torch.Tensor, decimals: int | None) -> tuple[list[Levels], torch.Tensor]:
-    """Return a reader of each channel's levels, and (X, Y), the rows in which any varies."""
-    ranges = _ranges_of(source)
+    """Return a reader of each channel's levels, and the rows in which any varies."""
+    ranges, varying = _ranges_of(source)
     readers = [Levels(found, decimals) for found in ranges]
     for number, reader in enumerate(readers):
         if reader.is_constant:
             warnings.warn(
                 f"channel {number} is constant ({reader.low.item():g}); it becomes 0", stacklevel=3
             )
-    return readers, torch.stack([found.varying for found in ranges]).any(0)
+    return readers, varying
 
 
 def _backgrounds(source: torch.Tensor, readers: Sequence[Voxels]) -> torch.Tensor:
@@ -182,6 +194,7 @@ def _filtered(
         depth=source.shape[3],
         device=source.device,
         tile_voxels=_tile_voxels(source.device),
+        slab_voxels=_slab_voxels(source.device),
     )
     for channel, out, reader in zip(source, result, readers, strict=True):
         bank.run(box.of(channel), reader, box.of(out))

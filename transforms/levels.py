@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from transforms.slabs import ChannelRange
@@ -15,7 +16,7 @@ class Voxels:
     """The voxels of a channel.
 
     Args:
-        bounds: what the channel's voxels are.
+        bounds: what they are.
 
     Attributes:
         background: what is read where nothing varies.
@@ -33,7 +34,7 @@ class Levels(Voxels):
     """The voxels of a channel scaled to 0..1, rounded; 0 if it is constant.
 
     Args:
-        bounds: what the channel's voxels are.
+        bounds: what they are.
         decimals: that are kept; None does not round.
     """
 
@@ -42,6 +43,7 @@ class Levels(Voxels):
         self.low = bounds.low.double()
         self.width = bounds.high.double() - self.low
         self.is_constant = bool(bounds.low == bounds.high)
+        self.begins_at_zero = bool(bounds.low == 0)
         # Tensors and not numbers, so that CUDA divides: by a number it multiplies with the rounded
         # reciprocal, which can move a tie to another level.
         self.level = self.low.new_tensor(10.0 ** (decimals or 0))
@@ -54,12 +56,24 @@ class Levels(Voxels):
         if self.is_constant:
             place.zero_()
             return
-        scaled = source.to(torch.float64, copy=True).sub_(self.low).div_(self.width)
+        scaled = source.to(torch.float64, copy=True)
+        if not self.begins_at_zero:
+            scaled.sub_(self.low)
+        scaled.div_(self.width)
         if self.decimals is None:
             place.copy_(scaled)
             return
-        scaled.mul_(self.level).round_()
+        _round(scaled.mul_(self.level))
         if self.decimals <= EXACT_DECIMALS:
             place.copy_(scaled).div_(self.level.float())
         else:
             place.copy_(scaled.div_(self.level))
+
+
+def _round(values: torch.Tensor) -> None:
+    """Round `values` to whole numbers, halves to even ones, in their own memory."""
+    if values.device.type == "cpu":
+        # torch splits this among threads from 2048 elements on, which is slower than one.
+        np.rint(values.numpy(), out=values.numpy())
+    else:
+        values.round_()

@@ -5,10 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+
+Memory: TypeAlias = Any
+"""An array of NumPy's on a CPU, a tensor of torch's elsewhere.
+
+NumPy's sums are quicker than torch's on pieces that fit into a cache, and run in one thread:
+threads that wait for each other after each of thousands of small sums are slower than one.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Slab:
         """How many rows a plane has."""
         return int(self.rows.stop - self.rows.start)
 
-    def of(self, volume: torch.Tensor) -> torch.Tensor:
+    def of(self, volume: Any) -> Any:
         """Return this part of `volume` (..., X, Y, Z), in the same memory."""
         return volume[..., self.planes, self.rows, :]
 
@@ -56,10 +64,10 @@ class Slab:
             slice(self.rows.start + rows, self.rows.stop + rows),
         )
 
-    def tiles(self, *, depth: int, tile_voxels: int) -> Iterator[Slab]:
+    def tiles(self, *, depth: int, num_voxels: int) -> Iterator[Slab]:
         """Yield parts of at most so many voxels (at least a row), with rows of length `depth`."""
-        num_planes = max(1, tile_voxels // max(self.num_rows * depth, 1))
-        num_rows = max(1, tile_voxels // depth)
+        num_planes = max(1, num_voxels // max(self.num_rows * depth, 1))
+        num_rows = max(1, num_voxels // depth)
         for plane in range(self.planes.start, self.planes.stop, num_planes):
             planes = slice(plane, min(plane + num_planes, self.planes.stop))
             for row in range(self.rows.start, self.rows.stop, num_rows):
@@ -103,6 +111,16 @@ class Spans:
         return Spans(np.stack([first, behind], axis=1))
 
 
+def memory_of(tensor: torch.Tensor) -> Memory:
+    """Return the same memory for the functions of `library_of`."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def library_of(memory: Memory) -> Any:
+    """Return the library that computes with `memory`: both know `add`, `subtract`, `multiply`."""
+    return np if isinstance(memory, np.ndarray) else torch
+
+
 def zeros(
     shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
@@ -124,13 +142,27 @@ def range_of(channel: torch.Tensor, *, tile_voxels: int) -> ChannelRange:
     num_planes, num_rows, depth = channel.shape
     whole = Slab(slice(0, num_planes), slice(0, num_rows))
     bounds = torch.empty((2, num_planes, num_rows), dtype=channel.dtype, device=channel.device)
-    for piece in whole.tiles(depth=depth, tile_voxels=tile_voxels):
-        voxels, (lows, highs) = piece.of(channel), bounds[:, piece.planes, piece.rows]
+    for tile in whole.tiles(depth=depth, num_voxels=tile_voxels):
+        voxels, (lows, highs) = tile.of(channel), bounds[:, tile.planes, tile.rows]
         torch.amin(voxels, 2, out=lows)
         torch.amax(voxels, 2, out=highs)
-    background = channel[0, 0, 0]
-    varying = ((bounds[0] != background) | (bounds[1] != background)).cpu()  # so that NaN varies
-    return ChannelRange(background, bounds[0].amin(), bounds[1].amax(), varying)
+    background, found = channel[0, 0, 0], memory_of(bounds)
+    varying = (found != memory_of(background)).any(0)  # so that NaN varies
+    low, high = (torch.as_tensor(bound) for bound in (found[0].min(), found[1].max()))
+    return ChannelRange(background, low, high, torch.as_tensor(varying).cpu())
+
+
+def nonzero_rows(volume: torch.Tensor) -> torch.Tensor:
+    """Return bool (X, Y) on the CPU, the rows of `volume` (C, X, Y, Z) in which any is not 0."""
+    memory = memory_of(volume.detach())
+    found = memory_of(torch.zeros(volume.shape[1:3], dtype=torch.bool, device=volume.device))
+    if volume.device.type == "cpu":  # plane by plane, which stay in the cache
+        for channel in memory:
+            for rows, plane in zip(found, channel, strict=True):
+                rows |= (plane != 0).any(1)
+    else:
+        found = (memory != 0).any(3).any(0)
+    return torch.as_tensor(found).cpu()
 
 
 def box_of(varying: torch.Tensor, *, reach: int) -> Slab:
