@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from benchmarks.data import MODALITIES, BenchmarkCase, benchmark_cases
 from benchmarks.measure import Comparison, compare
+from benchmarks.network import MEMORY, by_default
 from networks import build_network
 from pipeline.config import build_inference_settings, build_settings
 from pipeline.data.datalist import Case
@@ -69,7 +70,7 @@ def run(*, repeats: int) -> list[Comparison]:
             "one case, files to mask",
             reference=(
                 "MONAI: LoadImaged to SaveImaged, windows of 128^3, overlap 0.5",
-                MonaiWay(model, case, folder / "theirs", device),
+                by_default(MonaiWay(model, case, folder / "theirs", device)),
             ),
             ours=("ours", OurWay(model, case, folder / "ours", device)),
             same=lambda theirs, ours: _dice_not_lower(theirs, ours, case.label),
@@ -80,6 +81,7 @@ def run(*, repeats: int) -> list[Comparison]:
                 "the article's network at full size, with the same weights on both sides: drawn at "
                 "random, and the last layer fitted to this case, so that the Dice says something",
                 f"{device.type}, {torch.get_num_threads()} threads; both networks are built before",
+                MEMORY,
                 "ours includes the digests of images and mask, the mask's verification, the record",
             ),
         )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -16,11 +13,15 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Comparison, compare
 from networks import UNet3D, VolumeInferer
+from pipeline.data.caching import free_memory_bytes
+from pipeline.inference.needs import predict_forward_bytes
 from pipeline.model.heap import (
-    KERNEL_HUGE_PAGES,
     M_MMAP_THRESHOLD,
     M_TRIM_THRESHOLD,
-    settle_memory,
+    NEVER_TRIM,
+    give_back,
+    keep_freed_memory,
+    kept_bytes,
 )
 
 Result = TypeVar("Result")
@@ -30,8 +31,9 @@ TIME_GOAL, PEAK_GOAL = 1 / 2, 0.55
 TOLERANCE = 1e-4  # of logits of order one
 LEAST_AGREEMENT = 0.9999  # logits that nearly tie may change their order
 # Where glibc's own rule ends up after the first large tensors are freed.
-GLIBC_MMAP_THRESHOLD, GLIBC_TRIM_THRESHOLD = 32 * 2**20, 64 * 2**20
-PR_SET_THP_DISABLE = 41
+GLIBC_MMAP_THRESHOLD = 32 * 2**20
+DATA = "random intensities, 4 x 144 x 224 x 224, the article's network with random weights"
+MEMORY = "freed memory: reference as glibc does by default, ours kept as pipeline.infer does"
 
 
 class EagerUNet(nn.Module):
@@ -73,39 +75,83 @@ class EagerUNet(nn.Module):
 
 
 def run(*, repeats: int) -> list[Comparison]:
-    """Compare time and peak memory of the same passes."""
-    return in_own_process(_compare, repeats)
+    """Compare time and peak memory of a pass."""
+    eager, network = same_weights(0)
+    eager.eval()
+    network.eval()
+    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    inferer = VolumeInferer(divisor=network.divisor)
+    needed = predict_forward_bytes(network, image_shape=SHAPE)
 
+    def reference() -> Tensor:
+        with torch.no_grad():
+            return eager(image)
 
-def in_own_process(function: Callable[[int], Result], repeats: int) -> Result:
-    """Call `function` in a new process, in which torch has taken no memory before it is settled."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=settle_memory) as pool:
-        return pool.submit(function, repeats).result()
+    def ours() -> Tensor:
+        with torch.no_grad():
+            return inferer(image, network)
+
+    threads = f"{torch.get_num_threads()} threads on both sides, float32"
+    return [
+        compare(
+            "C7",
+            "whole-volume forward pass",
+            reference=("eager PyTorch", by_default(reference)),
+            ours=("UNet3D, VolumeInferer", as_kept(ours, needed)),
+            same=_same_logits,
+            goal=TIME_GOAL,
+            data=DATA,
+            repeats=repeats,
+            notes=(threads, MEMORY),
+        ),
+        compare(
+            "C7",
+            "peak memory of a whole-volume forward pass",
+            reference=("eager PyTorch", emptied(by_default(reference))),
+            ours=("UNet3D, VolumeInferer", emptied(as_kept(ours, needed))),
+            same=_same_logits,
+            goal=PEAK_GOAL,
+            data=DATA,
+            of="peak_bytes",
+            repeats=repeats,
+            notes=(threads, f"{MEMORY}; before each run, all of it is given back"),
+        ),
+    ]
 
 
 def by_default(function: Callable[[], Result]) -> Callable[[], Result]:
-    """Return `function` with memory as glibc and torch take it unasked."""
+    """Return `function` with large blocks given back to the kernel, as glibc does it unasked.
+
+    Small ones are kept, which glibc does to a lesser degree: it would give back what ours kept.
+    """
     library = ctypes.CDLL(None)
 
     def called() -> Result:
         library.mallopt(M_MMAP_THRESHOLD, GLIBC_MMAP_THRESHOLD)
-        library.mallopt(M_TRIM_THRESHOLD, GLIBC_TRIM_THRESHOLD)
-        # Unasked, tensors are in huge pages where the kernel always gives them.
-        library.prctl(PR_SET_THP_DISABLE, "[always]" not in KERNEL_HUGE_PAGES.read_text(), 0, 0, 0)
+        library.mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
         return function()
 
     return called
 
 
-def as_settled(function: Callable[[], Result]) -> Callable[[], Result]:
-    """Return `function` with memory as this project takes it."""
-    library = ctypes.CDLL(None)
+def as_kept(function: Callable[[], Result], needed_bytes: int) -> Callable[[], Result]:
+    """Return `function` with freed blocks kept, as this project does it where there is room."""
 
     def called() -> Result:
-        settle_memory()
-        library.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
+        # What was kept before is as good as free here.
+        assert keep_freed_memory(needed_bytes, free_bytes=free_memory_bytes() + kept_bytes())
         return function()
+
+    return called
+
+
+def emptied(function: Callable[[], Result]) -> Callable[[], Result]:
+    """Return `function` with nothing kept after it, so that the next one begins with nothing."""
+
+    def called() -> Result:
+        result = function()
+        give_back()
+        return result
 
     return called
 
@@ -121,34 +167,6 @@ def same_weights(seed: int, **settings: Any) -> tuple[EagerUNet, UNet3D]:
     for layer, other in zip(*convolutions, strict=True):
         other.load_state_dict(layer.state_dict())
     return eager, ours
-
-
-def _compare(repeats: int) -> list[Comparison]:
-    eager, ours = same_weights(0)
-    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    eager.eval()
-    inferer, network = VolumeInferer(divisor=ours.divisor), ours.eval()
-    seconds = compare(
-        "C7",
-        "whole-volume forward pass",
-        reference=("eager PyTorch", by_default(torch.no_grad()(lambda: eager(image)))),
-        ours=(
-            "UNet3D by VolumeInferer",
-            as_settled(torch.no_grad()(lambda: inferer(image, network))),
-        ),
-        same=_same_logits,
-        goal=TIME_GOAL,
-        data="random intensities, 4 x 144 x 224 x 224, the article's network with random weights",
-        repeats=repeats,
-        notes=(
-            f"{torch.get_num_threads()} threads on both sides, float32",
-            "reference: memory as glibc and torch take it unasked; ours: as pipeline.infer says",
-        ),
-    )
-    peak = replace(
-        seconds, what="peak memory of it", goal=PEAK_GOAL, of="peak_bytes", notes=("the same runs",)
-    )
-    return [seconds, peak]
 
 
 def _same_logits(reference: Tensor, ours: Tensor) -> str:

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import Comparison, compare
-from benchmarks.network import as_settled, by_default, in_own_process, same_weights
+from benchmarks.network import MEMORY, as_kept, by_default, same_weights
 from networks.layout import memory_format_of
 from pipeline.training.engines import Forward, half_precision
 from pipeline.training.losses import build_loss
+from pipeline.training.needs import predict_needs
 from pipeline.training.schedule import build_optimisation
 
 GOAL = 1 / 1.7
@@ -28,26 +29,22 @@ Step = Callable[[], float]
 
 def run(*, repeats: int) -> list[Comparison]:
     """Compare the time of a step without dropout, and with the article's."""
-    return in_own_process(_compare, repeats)
-
-
-def _compare(repeats: int) -> list[Comparison]:
     agreement = _same_losses()
     comparisons = []
     for dropout, goal in ((0.0, GOAL), (0.25, None)):
-        reference, ours = _steps(SIZE, dropout=dropout)
+        reference, ours, needed_bytes = _steps(SIZE, dropout=dropout)
         comparisons.append(
             compare(
                 "C9",
                 f"training step with dropout {dropout:g}",
                 reference=("eager PyTorch", by_default(reference)),
-                ours=("ours", as_settled(ours)),
+                ours=("ours", as_kept(ours, needed_bytes)),
                 same=lambda _, __: agreement,
                 goal=goal,
                 data="random intensities, 4 x 72 x 112 x 80, the article's network, batch 1: "
                 "forward, cross-entropy, backward, Adam",
                 repeats=repeats,
-                notes=(f"{torch.get_num_threads()} threads on both sides, float32",),
+                notes=(f"{torch.get_num_threads()} threads on both sides, float32", MEMORY),
             )
         )
     return comparisons
@@ -55,7 +52,7 @@ def _compare(repeats: int) -> list[Comparison]:
 
 def _same_losses() -> str:
     """Train both for some steps on the same volume; without dropout, whose masks lie elsewhere."""
-    reference, ours = _steps(SIZE_OF_CHECK, dropout=0.0)
+    reference, ours, _ = _steps(SIZE_OF_CHECK, dropout=0.0)
     losses = [(reference(), ours()) for _ in range(NUM_STEPS)]
     difference = max(abs(one - other) for one, other in losses)
     assert difference <= TOLERANCE, losses
@@ -66,14 +63,19 @@ def _same_losses() -> str:
     )
 
 
-def _steps(size: tuple[int, ...], *, dropout: float) -> tuple[Step, Step]:
-    """Return a step of each side, from the same weights, on the same volume."""
+def _steps(size: tuple[int, ...], *, dropout: float) -> tuple[Step, Step, int]:
+    """Return a step of each side, from the same weights, and the bytes that ours needs."""
     image = torch.randn((1, 4, *size), generator=torch.Generator().manual_seed(1))
     # Classes that can be learned: how bright the mean of the modalities is.
     edges = torch.tensor([-0.5, 0.0, 0.5])
     label = torch.bucketize(image.mean(dim=1, keepdim=True), edges)
     eager, network = same_weights(0, dropout=dropout)
-    return _eager_step(eager, image, label), _our_step(network, image, label)
+    needs = predict_needs(network, image_shape=image.shape)
+    return (
+        _eager_step(eager, image, label),
+        _our_step(network, image, label),
+        needs.new_step_bytes,
+    )
 
 
 def _eager_step(network: nn.Module, image: Tensor, label: Tensor) -> Step:

@@ -101,10 +101,8 @@ def work(arguments: argparse.Namespace) -> None:
     require_writable(arguments.output_dir)  # before the seconds that importing torch takes
     from pipeline.config import build_inference_settings
     from pipeline.model.device import choose_device
-    from pipeline.model.heap import settle_memory
     from pipeline.model.trained import load_model, require_alike
 
-    settle_memory()
     settings = build_inference_settings(_settings(arguments)).model_dump(mode="json")
     device = choose_device(arguments.device)
     models = [load_model(path) for path in arguments.model]

@@ -80,7 +80,6 @@ def work(arguments: argparse.Namespace) -> None:
     from pipeline.training.stored import finished_progress, stored_state
     from pipeline.training.summary import print_summary, write_summary
 
-    memory = settle_memory()
     folder = arguments.output_dir
     device = choose_device(arguments.device)
     require_usable(folder)
@@ -111,7 +110,7 @@ def work(arguments: argparse.Namespace) -> None:
     )
     print(raise_if_errors(datalist, problems))
     with locked_folder(folder), open_log(folder), unwrapping():
-        LOG.info(memory)
+        LOG.info(settle_memory())
         progress = train(
             datalist,
             folder=folder,

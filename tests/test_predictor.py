@@ -305,7 +305,8 @@ def test_it_says_which_windows_it_took(
         return (8, 8, 4)
 
     monkeypatch.setattr(member, "choose_window", choose)
-    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 12345)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 12000)
+    monkeypatch.setattr(memory, "kept_bytes", lambda: 345)
     made = Predictor([bands()], device=CPU, window="auto")
     made.predict(item)
     assert made.windows == [(8, 8, 4)]

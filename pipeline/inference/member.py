@@ -22,6 +22,7 @@ from pipeline.inference.needs import (
     times,
 )
 from pipeline.inference.uncertainty import dropout_active, seeded_pass
+from pipeline.model.heap import keep_freed_memory
 from pipeline.model.trained import TrainedModel
 from transforms import build_postprocessing, build_preprocessing
 from transforms.postprocessing import RestoreGridd
@@ -235,7 +236,17 @@ class Member:
         )
         with torch.no_grad():
             batch = prepared["image"].as_tensor()[None].to(self.device)
+            if self.device.type == "cpu":
+                self._settle_memory(prepared["image"], window)
             return inferer(batch, self.network)[0]
+
+    def _settle_memory(self, image: torch.Tensor, window: Sequence[int] | None) -> None:
+        num_channels, *size = image.shape
+        shape = (1, num_channels, *map(min, window or size, size))
+        keep_freed_memory(
+            predict_forward_bytes(self.network, image_shape=shape),
+            free_bytes=free_bytes(self.device),
+        )
 
     def _done(self, prepared: Item, logits: torch.Tensor) -> Item:
         with torch.no_grad():

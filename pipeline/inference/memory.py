@@ -12,6 +12,7 @@ import torch
 from pipeline.data.caching import free_memory_bytes
 from pipeline.errors import ResourceError
 from pipeline.inference.needs import times
+from pipeline.model.heap import kept_bytes
 
 LOG = logging.getLogger(__name__)
 # Torch says it of the CPU in a bare RuntimeError (c10's allocator; oneDNN's; cuDNN's workspace).
@@ -33,10 +34,10 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that may still be taken on `device`."""
+    """Return the memory that may still be taken on `device`; what is kept for that counts."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return free_memory_bytes()
+    return free_memory_bytes() + kept_bytes()
 
 
 def fitting(

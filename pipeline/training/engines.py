@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer, Workflow
 
+from pipeline.model.heap import give_back
 from pipeline.training.losses import Loss
 from transforms.arrays import plain_tensor
 
@@ -119,7 +121,10 @@ def build_evaluator(
     amp: bool,
     handlers: Sequence[object],
 ) -> SupervisedEvaluator:
-    """Return the evaluator; its postprocessing takes each prediction to the case's own grid."""
+    """Return the evaluator; its postprocessing takes each prediction to the case's own grid.
+
+    What memory its volumes leave behind, of other sizes than those of training, is given back.
+    """
     evaluator = SupervisedEvaluator(
         device=device,
         val_data_loader=loader,
@@ -129,6 +134,7 @@ def build_evaluator(
         postprocessing=postprocessing,  # type: ignore[arg-type]
         val_handlers=list(handlers),
     )
+    evaluator.add_event_handler(Events.COMPLETED, lambda _: give_back())
     return _quiet(evaluator)
 
 

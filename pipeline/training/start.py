@@ -15,7 +15,9 @@ from networks import build_network
 from pipeline.data.datalist import Case, DataList
 from pipeline.data.files import replace_file, sweep_temporaries
 from pipeline.errors import DataError, Problem, SettingsError
+from pipeline.inference.memory import free_bytes
 from pipeline.model.checkpoint import load_checkpoint, require_same_modalities
+from pipeline.model.heap import keep_freed_memory
 from pipeline.model.trained import subject_digest
 from pipeline.signals import StopRequest
 from pipeline.training.data import TrainingData, prepare_data
@@ -113,6 +115,8 @@ def _go(run: TrainingRun, state: StoredState | None, *, needed_bytes: int) -> Pr
             run.restore(state.content)
             if state.remark:
                 run.save_last()
+        if run.device.type == "cpu":
+            keep_freed_memory(needed_bytes, free_bytes=free_bytes(run.device))
         return run.go()
 
 
