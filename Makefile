@@ -42,8 +42,12 @@ check: $(COHORT)/datalist.json
 
 # Ours and what one would write without it, in turn, on an idle machine: an hour. By name: make
 # benchmark BENCHMARKS="reading metrics"
-benchmark: $(VENV)/.installed
+benchmark: $(VENV)/.benchmark
 	$(BIN)/python -m benchmarks $(BENCHMARKS)
+
+$(VENV)/.benchmark: $(VENV)/.installed
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[benchmark]"
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pipeline.data.files import replace_file
 # Each module has `run(*, repeats) -> list[Comparison]`.
 BENCHMARKS = (
     "reading",
+    "preprocessing",
     "caching",
     "scaling",
     "network",
@@ -27,6 +29,8 @@ BENCHMARKS = (
     "metrics",
     "startup",
 )
+# What the extra `benchmark` installs, by the benchmarks that need it.
+NEEDS = {"scaling": "matplotlib", "metrics": "skimage"}
 REPEATS = 5
 
 
@@ -43,7 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = sorted(set(arguments.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"expected names among {', '.join(BENCHMARKS)}; found {', '.join(unknown)}")
-    for name in arguments.names or BENCHMARKS:
+    names = arguments.names or BENCHMARKS
+    missing = [
+        f"{name} needs {NEEDS[name]}"
+        for name in names
+        if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None
+    ]
+    if missing:
+        remedy = 'python -m pip install --editable ".[benchmark]"'
+        parser.error(f"{'; '.join(missing)}, which is not installed. Install it: {remedy}")
+    for name in names:
         print(f"{name} ...", flush=True)
         comparisons = importlib.import_module(f"benchmarks.{name}").run(repeats=arguments.repeats)
         for comparison in comparisons:

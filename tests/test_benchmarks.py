@@ -13,8 +13,20 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import measure, tables
 from benchmarks.measure import Comparison, Run, Side, compare
+from benchmarks.plot import draw_costs
+from pipeline.model.heap import settle_memory
 
 MEBIBYTE = 1 << 20
+MACHINE = {
+    "processor": "a processor",
+    "cores": 2,
+    "threads": 2,
+    "memory_gb": 24.0,
+    "python": "3.11",
+    "versions": {"torch": "2.13.0"},
+    "sgemm_gflops": 145.0,
+    "copy_gb_per_s": 8.0,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +102,7 @@ def test_what_a_run_took_is_seen() -> None:
         time.sleep(0.05)
         return np.ones(64 * MEBIBYTE, dtype=np.uint8)
 
+    settle_memory()  # a test before this one may have let the process keep what it frees
     run = measure.measure(take)
     assert run.seconds > 0.05
     # Other allocations of the process may give some of it back.
@@ -98,18 +111,8 @@ def test_what_a_run_took_is_seen() -> None:
 
 def test_the_table_holds_every_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    machine = {
-        "processor": "a processor",
-        "cores": 2,
-        "threads": 2,
-        "memory_gb": 24.0,
-        "python": "3.11",
-        "versions": {"torch": "2.13.0"},
-        "sgemm_gflops": 145.0,
-        "copy_gb_per_s": 8.0,
-    }
     for name, goal in (("first", 0.5), ("second", 0.1)):
-        content = {"machine": machine, "comparisons": [comparison(goal=goal).to_dict()]}
+        content = {"machine": MACHINE, "comparisons": [comparison(goal=goal).to_dict()]}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     tables.write_table()
     text = (tmp_path / "README.md").read_text()
@@ -117,6 +120,61 @@ def test_the_table_holds_every_result(tmp_path: Path, monkeypatch: pytest.Monkey
     assert f"{row} 0.500 | yes |" in text
     assert f"{row} 0.100 | **no** |" in text
     assert "sgemm 145.0 GFLOP/s" in text
+
+
+@pytest.mark.parametrize(("grows", "verdict"), [(False, "flat"), (True, "it grew")])
+def test_a_proof_of_the_memory_is_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grows: bool, verdict: str
+) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    proof = {
+        "data": "2 phantom cases",
+        "num_cases": 100,
+        "num_workers": 2,
+        "form": "packed",
+        "kept_bytes": 6e8,
+        "bytes_before": 4e8,
+        "bytes_cached": 1e9,
+        "bytes_of_epochs": [1.1e9, 1.2e9, 1.15e9],
+        "bytes_of_workers": [2e8, 3e8, 2e8],
+        "caching_s": 50.0,
+        "epoch_s": [20.0, 22.0, 21.0],
+        "is_flat": not grows,
+    }
+    (tmp_path / "memory.json").write_text(json.dumps({"machine": MACHINE, "proof": proof}))
+    tables.write_table()
+    text = (tmp_path / "README.md").read_text()
+    assert "100 cases (2 phantom cases), packed: 0.60 GB kept; cached in 50 s, 21.0 s an" in text
+    assert "1.200 GB at most in 3 epochs, 1.150 GB after the last" in text
+    assert verdict in text
+    assert "2 workers had at most 0.300 GB" in text
+
+
+def test_costs_are_drawn(tmp_path: Path) -> None:
+    """The same costs make the same file, in which every line has its name and every size a tick."""
+    costs = {
+        name: {8: runs(1.0, 2.0), 16: runs(1.5, 1.0), 32: runs(1.0, 1.2)}
+        for name in ("caching", "training")
+    }
+    for name in ("a", "b"):
+        draw_costs(costs, tmp_path / name / "costs.svg", title="Costs by number")
+    text = (tmp_path / "a" / "costs.svg").read_text()
+    assert text == (tmp_path / "b" / "costs.svg").read_text()
+    assert "<title>Costs by number</title>" in text
+    for word in ("caching", "training", "8", "16", "32"):
+        assert f">{word}</text>" in text
+
+
+def test_a_drawing_is_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    content = {"machine": MACHINE, "comparisons": [comparison().to_dict()]}
+    for name in ("drawn", "plain"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "drawn.svg").touch()
+    tables.write_table()
+    text = (tmp_path / "README.md").read_text()
+    assert "](drawn.svg)" in text
+    assert "](plain.svg)" not in text
 
 
 @pytest.mark.parametrize("name", command.BENCHMARKS)
@@ -128,3 +186,15 @@ def test_a_wrong_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.main(["nothing"])
     assert "found nothing" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_told_before_anything_is_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "NEEDS", {"scaling": "matplotlib_of_nobody"})
+    with pytest.raises(SystemExit, match="2"):
+        command.main([])
+    said = capsys.readouterr()
+    assert "scaling needs matplotlib_of_nobody" in said.err
+    assert 'pip install --editable ".[benchmark]"' in said.err
+    assert said.out == ""

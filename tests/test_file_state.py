@@ -10,6 +10,7 @@ import pytest
 from conftest import CaseFactory
 from image_files import phantom, save_dicom
 
+from pipeline import versions
 from pipeline.data import file_state
 from pipeline.data.datalist import Case
 from pipeline.data.file_state import case_state
@@ -116,16 +117,16 @@ def test_other_code_may_find_something_else(
     for folder in ("pipeline/data", "transforms"):
         (tmp_path / "code" / folder).mkdir(parents=True)
     for pattern in file_state.CODE:
-        for path in file_state.ROOT.glob(pattern):
-            shutil.copy(path, tmp_path / "code" / path.relative_to(file_state.ROOT))
-    monkeypatch.setattr(file_state, "ROOT", tmp_path / "code")
-    file_state._code_digest.cache_clear()
+        for path in versions.ROOT.glob(pattern):
+            shutil.copy(path, tmp_path / "code" / path.relative_to(versions.ROOT))
+    monkeypatch.setattr(versions, "ROOT", tmp_path / "code")
+    versions.code_digest.cache_clear()
     assert state(case) == before
     checks = tmp_path / "code" / "pipeline" / "data" / "content.py"
     checks.write_text(checks.read_text().replace("AFFINE_TOLERANCE = 1e-3", "AFFINE_TOLERANCE = 1"))
-    file_state._code_digest.cache_clear()
+    versions.code_digest.cache_clear()
     assert state(case) != before
-    file_state._code_digest.cache_clear()
+    versions.code_digest.cache_clear()
 
 
 def test_a_missing_file_has_no_state(case_factory: CaseFactory) -> None:

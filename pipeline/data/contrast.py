@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.data.boxes import bounding_box
+
 TAIL_PERCENTILE = 99.9
 MIN_VOXELS = 20_000  # so that twenty voxels at least lie beyond the percentile
 MARGIN = 1.3  # what the tails must differ by before a word is said
@@ -22,7 +24,7 @@ def tail_ratio(t1: np.ndarray, t1ce: np.ndarray) -> float | None:
     is_head = (t1 != 0) & (t1ce != 0)
     if not is_head.any():
         return None
-    inner = tuple(_inner_half(is_head, axis) for axis in range(3))
+    inner = tuple(map(_middle_half, bounding_box(is_head)))
     inside = is_head[inner] & np.isfinite(t1[inner]) & np.isfinite(t1ce[inner])
     if np.count_nonzero(inside) < MIN_VOXELS:
         return None
@@ -30,13 +32,9 @@ def tail_ratio(t1: np.ndarray, t1ce: np.ndarray) -> float | None:
     return after / before if before and after else None
 
 
-def _inner_half(is_head: np.ndarray, axis: int) -> slice:
-    """Return the middle half of the range that the head takes along `axis`."""
-    others = tuple(other for other in range(3) if other != axis)
-    taken = np.flatnonzero(is_head.any(axis=others))
-    first, last = int(taken[0]), int(taken[-1])
-    quarter = (last + 1 - first) // 4
-    return slice(first + quarter, last + 1 - quarter)
+def _middle_half(side: slice) -> slice:
+    quarter = (side.stop - side.start) // 4
+    return slice(side.start + quarter, side.stop - quarter)
 
 
 def _tail(values: np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -16,12 +15,11 @@ from pipeline.data.datalist import Case
 from pipeline.data.files import TEMPORARY_NAME, replace_file, require_writable
 from pipeline.data.packing import FORMAT, pack_case, unpack_case
 from pipeline.errors import ResourceError
-from pipeline.versions import versions_of
+from pipeline.versions import code_digest
 
 LOG = logging.getLogger(__name__)
 SUFFIX = ".case"
 PACKAGES = ("numpy", "torch", "monai", "nibabel")
-ROOT = Path(__file__).resolve().parents[2]
 CODE = ("pipeline/data/*.py", "transforms/*.py")
 ABANDONED_S = 24 * 3600.0  # no writer takes that long
 
@@ -104,7 +102,7 @@ class DiskCache:
         files = [case.images, [case.label] if case.label else []]
         content = {
             "format": FORMAT,
-            "code": _code_digest(),
+            "code": code_digest(CODE, packages=PACKAGES),
             "case": [case.id, case.label_values],
             "settings": self.settings,
             "files": [[_content_digest(path) for path in part] for part in files],
@@ -158,12 +156,3 @@ def _content_digest(path: Path) -> list[str]:
         ]
     except OSError:
         return [path.name, "unreadable"]  # whoever reads it then says what is wrong
-
-
-@functools.cache
-def _code_digest() -> str:
-    digest = hashlib.sha256(json.dumps(versions_of(PACKAGES)).encode())
-    for pattern in CODE:
-        for path in sorted(ROOT.glob(pattern)):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.datalist import Case
-from pipeline.versions import versions_of
+from pipeline.versions import code_digest
 
 # A file written twice within one tick of its file system's clock has the same times both times; the
 # coarsest clock is FAT's, with two seconds. What is younger than that is not remembered.
 SETTLED_NS = 3 * 10**9
 PACKAGES = ("numpy", "nibabel", "itk", "pydicom")
-ROOT = Path(__file__).resolve().parents[2]
 CODE = ("pipeline/errors.py", "pipeline/data/*.py", "transforms/*.py")
 
 
@@ -40,7 +38,8 @@ def case_state(case: Case, *, expectations: Mapping[str, Any]) -> str | None:
     newest = max((time_ns for part in files for file in part for time_ns in file[3:]), default=0)
     if newest > time.time_ns() - SETTLED_NS:
         return None
-    content = [_code_digest(), case.id, case.label_values, dict(expectations), files]
+    code = code_digest(CODE, packages=PACKAGES)
+    content = [code, case.id, case.label_values, dict(expectations), files]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -52,13 +51,3 @@ def _files_of(path: Path) -> list[Path]:
 def _file_state(path: Path) -> tuple[str, int, int, int, int]:
     status = os.stat(path)  # noqa: PTH116 - of what a link leads to
     return path.name, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-
-@functools.cache
-def _code_digest() -> str:
-    """Return a SHA-256 of the code that checks: another code may find what this one did not."""
-    digest = hashlib.sha256(json.dumps(versions_of(PACKAGES)).encode())
-    for pattern in CODE:
-        for path in sorted(ROOT.glob(pattern)):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
