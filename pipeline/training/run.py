@@ -59,7 +59,8 @@ class Model:
 def seed_everything(seed: int, *, deterministic: bool) -> None:
     """Seed torch and choose its kernels; `deterministic` costs speed on CUDA."""
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # As use_deterministic_algorithms does, which imports torch's compiler first: most of a second.
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     # Filling every new tensor with NaN finds reads of unset memory, and costs a pass each time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
