@@ -242,7 +242,9 @@ class Member:
 
     def _settle_memory(self, image: torch.Tensor, window: Sequence[int] | None) -> None:
         num_channels, *size = image.shape
-        shape = (1, num_channels, *map(min, window or size, size))
+        divisor = self.model.preprocessing["divisor"]  # VolumeInferer's windows are multiples of it
+        edges = (-(-edge // divisor) * divisor for edge in window or size)
+        shape = (1, num_channels, *map(min, edges, size))
         keep_freed_memory(
             predict_forward_bytes(self.network, image_shape=shape),
             free_bytes=free_bytes(self.device),
