@@ -87,6 +87,11 @@ def touched(batches: Any) -> dict[str, float]:
 
 def our_epoch(cases: Any, *, num_workers: int = 0, **augmentation: Any) -> dict[str, float]:
     """Go through an epoch of the loader that trains."""
+    return touched(our_loader(cases, epoch=1, num_workers=num_workers, **augmentation))
+
+
+def our_loader(cases: Any, *, epoch: int, num_workers: int, **augmentation: Any) -> DataLoader:
+    """Return the loader that trains, at the start of an epoch."""
     loader, sampler = training_loader(
         cases,
         augmentation=build_augmentation(**augmentation),
@@ -94,8 +99,8 @@ def our_epoch(cases: Any, *, num_workers: int = 0, **augmentation: Any) -> dict[
         batch_size=1,
         num_workers=num_workers,
     )
-    sampler.start(epoch=1)
-    return touched(loader)
+    sampler.start(epoch=epoch)
+    return loader
 
 
 def epoch_without_threads(cases: Any, **augmentation: Any) -> dict[str, float]:

@@ -25,10 +25,10 @@ from benchmarks.caching import (
     FORMS,
     NO_AUGMENTATION,
     NUM_CASES,
-    SEED,
     SETTINGS,
     cached,
     listed,
+    our_loader,
 )
 from benchmarks.data import benchmark_cases
 from benchmarks.machine import describe_machine
@@ -40,10 +40,8 @@ from pipeline.data.caching import CachedCases
 from pipeline.data.datalist import Case
 from pipeline.data.files import replace_file
 from pipeline.data.forms import FormName, Preparation
-from pipeline.data.loaders import training_loader
 from pipeline.model.heap import give_back, settle_memory
 from pipeline.model.trained import TrainedModel
-from transforms import build_augmentation
 
 Costs: TypeAlias = dict[str, dict[int, list[Run]]]
 
@@ -197,14 +195,7 @@ def resident_bytes() -> int:
 
 def _walk(dataset: CachedCases, epoch: int, num_workers: int) -> Iterator[int]:
     """Go through an epoch; yield what the workers have for themselves now and then, in bytes."""
-    loader, sampler = training_loader(
-        dataset,
-        augmentation=build_augmentation(**NO_AUGMENTATION),
-        seed=SEED,
-        batch_size=1,
-        num_workers=num_workers,
-    )
-    sampler.start(epoch=epoch)
+    loader = our_loader(dataset, epoch=epoch, num_workers=num_workers, **NO_AUGMENTATION)
     for number, _ in enumerate(loader):
         if num_workers and number % LOOK_EVERY == LOOK_EVERY - 1:
             for child in psutil.Process().children():
