@@ -1,7 +1,8 @@
 """python -m benchmarks [NAME ...] [--repeats N]
 
 Measure reference and ours side by side, write benchmarks/results/NAME.json, and put all results
-that are there into benchmarks/results/README.md. Without a NAME every benchmark is run.
+that are there into benchmarks/results/README.md. Without a NAME every benchmark is run, and each
+in a process of its own: what one leaves behind in memory is nothing to the next.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -56,18 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         remedy = 'python -m pip install --editable ".[benchmark]"'
         parser.error(f"{'; '.join(missing)}, which is not installed. Install it: {remedy}")
+    if len(names) == 1:
+        _measure(names[0], repeats=arguments.repeats)
+        return 0
     for name in names:
-        print(f"{name} ...", flush=True)
-        comparisons = importlib.import_module(f"benchmarks.{name}").run(repeats=arguments.repeats)
-        for comparison in comparisons:
-            print_comparison(comparison)
-        content = {
-            "machine": describe_machine(),
-            "comparisons": [each.to_dict() for each in comparisons],
-        }
-        replace_file(RESULTS / f"{name}.json", json.dumps(content, indent=1).encode())
-        write_table()
+        command = [sys.executable, "-m", "benchmarks", name, f"--repeats={arguments.repeats}"]
+        if status := subprocess.run(command, check=False).returncode:
+            return status
     return 0
+
+
+def _measure(name: str, *, repeats: int) -> None:
+    print(f"{name} ...", flush=True)
+    comparisons = importlib.import_module(f"benchmarks.{name}").run(repeats=repeats)
+    for comparison in comparisons:
+        print_comparison(comparison)
+    content = {
+        "machine": describe_machine(),
+        "comparisons": [each.to_dict() for each in comparisons],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    replace_file(RESULTS / f"{name}.json", json.dumps(content, indent=1).encode())
+    write_table()
 
 
 if __name__ == "__main__":

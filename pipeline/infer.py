@@ -99,6 +99,9 @@ def work(arguments: argparse.Namespace) -> None:
     from pipeline.data.files import require_writable
 
     require_writable(arguments.output_dir)  # before the seconds that importing torch takes
+    from pipeline.model.heap import settle_memory
+
+    memory = settle_memory()  # before NumPy and torch start threads
     from pipeline.config import build_inference_settings
     from pipeline.model.device import choose_device
     from pipeline.model.trained import load_model, require_alike
@@ -110,7 +113,15 @@ def work(arguments: argparse.Namespace) -> None:
     datalist = _datalist(arguments)
     labels = _labels(models[0], datalist)
     cases = _cases(arguments, models[0], datalist)
-    _segment(arguments, cases, models=models, labels=labels, settings=settings, device=device)
+    _segment(
+        arguments,
+        cases,
+        models=models,
+        labels=labels,
+        settings=settings,
+        device=device,
+        memory=memory,
+    )
 
 
 def _segment(
@@ -121,6 +132,7 @@ def _segment(
     labels: dict[str, int],
     settings: dict[str, Any],
     device: Any,
+    memory: str,
 ) -> None:
     from pipeline.data.files import sweep_temporaries
     from pipeline.data.lock import locked_folder
@@ -129,12 +141,11 @@ def _segment(
     from pipeline.inference.records import claim_folder
     from pipeline.inference.segmentation import Segmenter
     from pipeline.inference.session import announce, segment_cases
-    from pipeline.model.heap import settle_memory
     from pipeline.signals import StopRequest
 
     folder = arguments.output_dir
     with locked_folder(folder), open_log(folder), StopRequest() as stop:
-        LOG.info(settle_memory())
+        LOG.info(memory)
         sweep_temporaries(folder)
         segmenter = Segmenter(
             models,

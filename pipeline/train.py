@@ -67,13 +67,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(arguments: argparse.Namespace) -> None:
     """Check the data, then train as the command line says."""
+    # Before NumPy and torch start threads.
+    from pipeline.model.heap import settle_memory
+
+    memory = settle_memory()
     from pipeline.data.checking import check_visibly, raise_if_errors
     from pipeline.data.datalist import read_datalist
     from pipeline.data.files import sweep_temporaries
     from pipeline.data.lock import locked_folder
     from pipeline.errors import unwrapping
     from pipeline.model.device import choose_device
-    from pipeline.model.heap import settle_memory
     from pipeline.training.room import require_usable
     from pipeline.training.run import write_metrics
     from pipeline.training.start import train
@@ -110,7 +113,7 @@ def work(arguments: argparse.Namespace) -> None:
     )
     print(raise_if_errors(datalist, problems))
     with locked_folder(folder), open_log(folder), unwrapping():
-        LOG.info(settle_memory())
+        LOG.info(memory)
         progress = train(
             datalist,
             folder=folder,

@@ -82,11 +82,11 @@ def naive_rotation(volume: torch.Tensor, degrees: float) -> torch.Tensor:
     x0, y0 = source_x.floor().long(), source_y.floor().long()
     x1, y1 = (x0 + 1).clamp(max=size_x - 1), (y0 + 1).clamp(max=size_y - 1)
     right, up = source_x - x0, source_y - y0
-    result = torch.zeros_like(volume)
-    result.addcmul_(volume[:, x0, y0], ((1 - right) * (1 - up)).float()[..., None])
-    result.addcmul_(volume[:, x1, y0], (right * (1 - up)).float()[..., None])
-    result.addcmul_(volume[:, x0, y1], ((1 - right) * up).float()[..., None])
-    return result.addcmul_(volume[:, x1, y1], (right * up).float()[..., None])
+    result = volume[:, x0, y0] * ((1 - right) * (1 - up)).float()[..., None]
+    result += volume[:, x1, y0] * (right * (1 - up)).float()[..., None]
+    result += volume[:, x0, y1] * ((1 - right) * up).float()[..., None]
+    result += volume[:, x1, y1] * (right * up).float()[..., None]
+    return result
 
 
 @pytest.mark.parametrize("degrees", [0.0, 7.3, -20.0, 90.0, 133.0])

@@ -9,7 +9,14 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from pipeline.data.compact import MAX_LEVEL, CompactTensor, compact, compact_case, restore_case
+from pipeline.data.compact import (
+    CPU,
+    MAX_LEVEL,
+    CompactTensor,
+    compact,
+    compact_case,
+    restore_case,
+)
 
 SHAPE = (2, 7, 8, 9)
 BOX = (slice(None), slice(1, 4), slice(2, 8), slice(0, 5))
@@ -42,6 +49,14 @@ def test_levels_take_two_bytes_and_come_back_to_the_last_bit(divisor: int) -> No
     assert (kept.values.dtype, kept.divisor) == (torch.int16, divisor)
     assert kept.nbytes == 2 * volume[BOX].numel()
     assert_same_bits(kept.restore(), volume)
+
+
+@pytest.mark.parametrize("divisor", [1, 10, 1000, 10_000])
+def test_another_device_gets_the_same_bits(divisor: int) -> None:
+    for volume in (volume_of(levels(divisor, highest=10_000)), volume_of(off_by_a_bit())):
+        kept = compact(volume, divisor=divisor)
+        assert_same_bits(kept._whole_on(CPU), volume)  # by torch, as on a GPU
+        assert kept.restore(torch.device("meta")).is_meta
 
 
 def test_every_level_of_the_article_comes_back() -> None:

@@ -13,13 +13,15 @@ from conftest import CaseFactory
 from monai.data import MetaTensor
 from monai.transforms import Compose, CopyItemsd
 
+from networks import build_network
 from pipeline.config import PreprocessingSettings
 from pipeline.data import loading
 from pipeline.data.caching import item_bytes
 from pipeline.data.datalist import Case
 from pipeline.data.forms import FORMS, FormName, Measured, Preparation
+from pipeline.data.loaders import training_loader
 from pipeline.data.loading import LoadCase
-from transforms import build_postprocessing, build_preprocessing
+from transforms import build_augmentation, build_postprocessing, build_preprocessing
 
 CROP = ((1, 1), (1, 1), (1, 1))
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -112,11 +114,41 @@ def test_every_form_gives_what_the_whole_chain_gives(
                 assert item_bytes(kept) == first.bytes_per_case[form_name] + name_bytes
 
 
+@pytest.mark.parametrize("name", ["whole", "ready"])
+def test_a_case_is_read_onto_the_device_that_augments_it(
+    case_factory: CaseFactory, name: FormName
+) -> None:
+    case, settings = case_factory(), settings_of("the article")
+    preparation = Preparation(settings, mask_nonfinite=False)
+    form = preparation.form(name, reference=False, device=torch.device("meta"))
+    item = form.read(form.keep(case))
+    assert {value.device.type for value in item.values() if isinstance(value, torch.Tensor)} == {
+        "meta"
+    }
+
+
+def test_training_does_not_write_into_what_is_kept(case_factory: CaseFactory) -> None:
+    case, settings = case_factory(), settings_of("the article")
+    form = Preparation(settings, mask_nonfinite=False).form("whole", reference=False)
+    kept = form.keep(case)
+    before = {key: kept[key].as_tensor().clone() for key in ("image", "label")}
+    augmentation = build_augmentation(
+        rotation_probability=0.5, intensity_scale=0.1, intensity_shift=0.1
+    )
+    loader, _ = training_loader(
+        [form.read(kept)] * 16, augmentation=augmentation, seed=0, batch_size=1, num_workers=0
+    )
+    network = build_network("UNet3D", in_channels=4, out_channels=4, num_filters=2, num_levels=2)
+    for batch in loader:
+        network(batch["image"]).sum().backward()
+    assert all(torch.equal(kept[key].as_tensor(), value) for key, value in before.items())
+
+
 def test_the_first_part_ends_where_a_case_takes_less(case_factory: CaseFactory) -> None:
     case = case_factory(shape=(40, 40, 30))
     article = Preparation(settings_of("the article"), mask_nonfinite=False)
     sizes = article.measure(case).bytes_per_case
-    assert sizes["packed"] < sizes["compact"] < sizes["ready"]
+    assert sizes["packed"] < sizes["compact"] < sizes["ready"] < sizes["whole"]
     assert article.each_time.transforms, "filters turn levels into numbers of four bytes"
     coarse = Preparation(settings_of("coarse"), mask_nonfinite=False)
     sizes = coarse.measure(case).bytes_per_case
@@ -126,10 +158,14 @@ def test_the_first_part_ends_where_a_case_takes_less(case_factory: CaseFactory) 
 
 @pytest.mark.parametrize(
     ("budget", "expected"),
-    [(1200, "ready"), (1199, "compact"), (480, "compact"), (479, "packed"), (0, "packed")],
+    [
+        *[(3600, "whole"), (3599, "ready"), (1200, "ready"), (1199, "compact")],
+        *[(480, "compact"), (479, "packed"), (0, "packed")],
+    ],
 )
 def test_the_quickest_form_in_which_all_cases_fit(budget: float, expected: FormName) -> None:
-    measured = Measured((1, 2, 2, 2), {"ready": 100, "compact": 40, "packed": 10})
+    sizes: dict[FormName, int] = {"whole": 300, "ready": 100, "compact": 40, "packed": 10}
+    measured = Measured((1, 2, 2, 2), sizes)
     assert measured.form(num_cases=10, budget_bytes=budget) == expected
 
 

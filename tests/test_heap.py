@@ -82,7 +82,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 
 def test_at_first_all_goes_back(library: Library) -> None:
     assert "kept for the next where there is room for it" in settle_memory()
-    assert library.told == RETURN
+    assert library.told == [(heap.M_ARENA_MAX, 1), *RETURN]
 
 
 def test_it_is_kept_where_four_times_the_need_is_free(library: Library) -> None:
@@ -182,6 +182,28 @@ print(keep_freed_memory(2**30, free_bytes=2**30), kept_bytes())
     assert int(kept) > 60 * MB
     assert int(num_faults) < 100  # of 15,000 pages of 4 KB
     assert int(left) < 100 * MB  # Python's own
+
+
+def test_what_is_kept_serves_every_thread() -> None:
+    code = (
+        "from pipeline.model.heap import settle_memory\nsettle_memory()\n"
+        + START
+        + """
+import resource
+from concurrent.futures import ThreadPoolExecutor
+keep_freed_memory(2**20, free_bytes=2**40)
+def faults_of_filling(num_values):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(num_values)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults_of_filling(64 * 2**18))
+with ThreadPoolExecutor(1) as thread:
+    print(thread.submit(faults_of_filling, 60 * 2**18).result())
+"""
+    )
+    first, in_thread = map(int, said_by(code).split())
+    assert first > 10_000  # of 16,384 pages of 4 KB
+    assert in_thread < 1000
 
 
 def test_what_is_kept_stays_within_its_limit() -> None:

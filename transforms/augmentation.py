@@ -20,10 +20,12 @@ from monai.transforms import (
 from monai.utils import ensure_tuple_rep
 
 from transforms.arrays import Volume, plain_tensor, with_meta_of
-from transforms.slabs import Slab, Spans, nonzero_rows, zeros
+from transforms.slabs import Slab, Spans, memory_of, nonzero_rows, zeros
 
 Mode = Literal["bilinear", "nearest"]
 MODES = ("bilinear", "nearest")
+# Few stay in the cache, many cost fewer calls: measured with 224 rows of 144 voxels.
+PLANES_AT_ONCE = 4
 
 
 def seed_of(seed: int, epoch: int, index: int) -> int:
@@ -105,7 +107,7 @@ def _bilinear(volume: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.T
     x1, y1 = (x0 + 1).clamp_(max=volume.shape[1] - 1), (y0 + 1).clamp_(max=volume.shape[2] - 1)
     right, up = x - x0, y - y0
     corners = [
-        (corner_x * volume.shape[2] + corner_y, weight.float()[..., None])
+        (memory_of(corner_x * volume.shape[2] + corner_y), memory_of(weight.float()[..., None]))
         for corner_x, corner_y, weight in (
             (x0, y0, (1 - right) * (1 - up)),
             (x1, y0, right * (1 - up)),
@@ -113,25 +115,25 @@ def _bilinear(volume: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.T
             (x1, y1, right * up),
         )
     ]
-    present = nonzero_rows(volume)
-    needed = torch.stack([present.flatten()[index.cpu()] for index, _ in corners]).any(0)
+    present = nonzero_rows(volume).to(volume.device).flatten()
+    needed = torch.stack([present[torch.as_tensor(index)] for index, _ in corners]).any(0).cpu()
     result = zeros(volume.shape, volume.device)
     for slab in _slabs(Spans.of(needed), len(needed), volume.device):
-        for channel, out in zip(volume, result, strict=True):
+        for channel, out in zip(memory_of(volume), memory_of(result), strict=True):
             columns, place = channel.reshape(-1, volume.shape[3]), slab.of(out)
             for number, (index, weight) in enumerate(corners):
-                around = columns.index_select(0, index[slab.planes, slab.rows].flatten())
-                near = weight[slab.planes, slab.rows]
+                around = columns[index[slab.planes, slab.rows]]
+                around *= weight[slab.planes, slab.rows]
                 if number == 0:
-                    torch.mul(around.view(place.shape), near, out=place)
+                    place[...] = around
                 else:
-                    place.addcmul_(around.view(place.shape), near)
+                    place += around
     return result
 
 
 def _slabs(spans: Spans, num_planes: int, device: torch.device) -> Iterator[Slab]:
-    """Yield the planes with something, each for itself on a CPU: it stays in the cache."""
-    size = 1 if device.type == "cpu" else num_planes
+    """Yield the planes with something, few at a time on a CPU: they stay in the cache."""
+    size = PLANES_AT_ONCE if device.type == "cpu" else num_planes
     for start in range(0, num_planes, size):
         slab = spans.over(slice(start, min(start + size, num_planes)))
         if slab.num_rows:

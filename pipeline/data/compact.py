@@ -18,6 +18,7 @@ from pipeline.data.boxes import bounding_box
 from transforms.arrays import plain_tensor, with_meta_of
 
 MAX_LEVEL = np.iinfo(np.int16).max
+CPU = torch.device("cpu")
 NUM_AXES = 4  # a channel first: what else there is among a case's tensors stays as it is
 
 
@@ -51,8 +52,12 @@ class CompactTensor:
         ends = zip(self.start, self.values.shape[1:], strict=True)
         return (slice(None), *(slice(start, start + size) for start, size in ends))
 
-    def restore(self) -> torch.Tensor:
+    def restore(self, device: torch.device = CPU) -> torch.Tensor:
         """Return the tensor (C, X, Y, Z) that this was made of, in memory of its own."""
+        restored = self._whole() if device.type == "cpu" else self._whole_on(device)
+        return restored if self.trace is None else with_meta_of(self.trace, restored)
+
+    def _whole(self) -> torch.Tensor:
         values = self.values.numpy()
         # By NumPy, which asks for huge pages, and for zeros of the system: a quarter of the time of
         # torch.zeros. And in this thread alone, because others restore other cases meanwhile.
@@ -62,8 +67,16 @@ class CompactTensor:
             np.divide(values, np.float32(self.divisor), out=inside, casting="same_kind")
         else:
             inside[...] = values
-        restored = torch.from_numpy(whole)
-        return restored if self.trace is None else with_meta_of(self.trace, restored)
+        return torch.from_numpy(whole)
+
+    def _whole_on(self, device: torch.device) -> torch.Tensor:
+        # Only the box travels, as it is kept.
+        values = self.values.to(device)
+        if self.divisor:
+            values = values.float() / self.divisor
+        whole = torch.zeros(self.shape, dtype=values.dtype, device=device)
+        whole[self.box] = values
+        return whole
 
 
 def compact(tensor: torch.Tensor, *, divisor: int = 1) -> CompactTensor:
@@ -97,10 +110,19 @@ def compact_case(case: Mapping[str, Any], *, divisor: int = 1) -> dict[str, Any]
     }
 
 
-def restore_case(case: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `compact_case` was given."""
+def restore_case(case: Mapping[str, Any], *, device: torch.device = CPU) -> dict[str, Any]:
+    """Return what `compact_case` was given, with its tensors on `device`."""
+    restored = {
+        key: value.restore(device) if isinstance(value, CompactTensor) else value
+        for key, value in case.items()
+    }
+    return moved_case(restored, device=device)
+
+
+def moved_case(case: Mapping[str, Any], *, device: torch.device) -> dict[str, Any]:
+    """Return `case` with its tensors on `device`; those that are there already are not copied."""
     return {
-        key: value.restore() if isinstance(value, CompactTensor) else value
+        key: value.to(device) if isinstance(value, torch.Tensor) else value
         for key, value in case.items()
     }
 

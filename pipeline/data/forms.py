@@ -1,4 +1,4 @@
-"""In which form cases are kept: ready for the network, before its filters, or packed."""
+"""In which form cases are kept: whole, without background, before the filters, or packed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from monai.transforms import Compose, CopyItemsd
 
 from pipeline.data.caching import item_bytes
-from pipeline.data.compact import compact_case, restore_case
+from pipeline.data.compact import CPU, compact_case, moved_case, restore_case
 from pipeline.data.datalist import Case
 from pipeline.data.disk_cache import DiskCache
 from pipeline.data.loading import LoadCase
 from pipeline.data.packing import pack_case, unpack_case
 from transforms.preprocessing import build_stored_and_live
 
-FormName = Literal["ready", "compact", "packed"]
+FormName = Literal["whole", "ready", "compact", "packed"]
 FORMS: dict[FormName, str] = {
-    "ready": "ready for use",
+    "whole": "as the network gets them",
+    "ready": "without background, which is put back at each use",
     "compact": "filtered at each use",
     "packed": "packed, and unpacked and filtered at each use",
 }
@@ -99,6 +101,7 @@ class Preparation:
         return Measured(
             shape=tuple(ready["image"].shape),
             bytes_per_case={
+                "whole": item_bytes(ready),
                 "ready": item_bytes(whole),
                 "compact": item_bytes(compact),
                 "packed": item_bytes(pack_case(compact)),
@@ -111,25 +114,39 @@ class Preparation:
         self.disk = DiskCache(folder, prepare=self._once_compact, settings=settings)
         return self.disk
 
-    def ready(self, case: Case, *, reference: bool) -> dict[str, Any]:
+    def ready(self, case: Case, *, reference: bool, device: torch.device = CPU) -> dict[str, Any]:
         """Return what the network gets of `case`: image, label and case.
 
-        With `reference`, also the label on its own grid.
+        With `reference`, also the label on its own grid. What is done at each use is done on
+        `device`, and the tensors stay there.
         """
         if self.disk is not None:
-            return self._at_use(self.disk(case), reference=reference)
-        return self.each_time(_chosen(self.once(case), reference=reference))
+            return self._at_use(self.disk(case), reference=reference, device=device)
+        once = _chosen(self.once(case), reference=reference)
+        return self.each_time(moved_case(once, device=device))
 
-    def form(self, name: FormName, *, reference: bool) -> Form:
-        """Return how a case is kept in the form `name`, and read; `reference` as in `ready`."""
+    def form(self, name: FormName, *, reference: bool, device: torch.device = CPU) -> Form:
+        """Return how a case is kept in the form `name`, and read; the rest as in `ready`."""
         # No closures, which could not be sent to workers that are not forked.
-        read_compact = partial(self._at_use, reference=reference)
+        read_compact = partial(self._at_use, reference=reference, device=device)
         forms: dict[FormName, Form] = {
-            "ready": Form(partial(self._ready_compact, reference=reference), restore_case),
+            "whole": Form(
+                partial(self._whole, reference=reference), partial(moved_case, device=device)
+            ),
+            "ready": Form(
+                partial(self._ready_compact, reference=reference),
+                partial(restore_case, device=device),
+            ),
             "compact": Form(partial(self._compact, reference=reference), read_compact),
-            "packed": Form(self._packed, partial(self._unpacked, reference=reference)),
+            "packed": Form(
+                self._packed, partial(self._unpacked, reference=reference, device=device)
+            ),
         }
         return forms[name]
+
+    def _whole(self, case: Case, *, reference: bool) -> dict[str, Any]:
+        ready = self.ready(case, reference=reference)
+        return {key: _alone(value) for key, value in ready.items()}
 
     def _ready_compact(self, case: Case, *, reference: bool) -> dict[str, Any]:
         return compact_case(self.ready(case, reference=reference), divisor=self.divisor)
@@ -143,14 +160,24 @@ class Preparation:
             return pack_case(self._once_compact(case))
         return self.disk.packed(case)
 
-    def _unpacked(self, packed: bytes, *, reference: bool) -> dict[str, Any]:
-        return self._at_use(unpack_case(packed), reference=reference)
+    def _unpacked(self, packed: bytes, *, reference: bool, device: torch.device) -> dict[str, Any]:
+        return self._at_use(unpack_case(packed), reference=reference, device=device)
 
     def _once_compact(self, case: Case) -> dict[str, Any]:
         return compact_case(self.once(case), divisor=self.divisor)
 
-    def _at_use(self, compact: Mapping[str, Any], *, reference: bool = True) -> dict[str, Any]:
-        return self.each_time(restore_case(_chosen(compact, reference=reference)))
+    def _at_use(
+        self, compact: Mapping[str, Any], *, reference: bool = True, device: torch.device = CPU
+    ) -> dict[str, Any]:
+        chosen = _chosen(compact, reference=reference)
+        return self.each_time(restore_case(chosen, device=device))
+
+
+def _alone(value: Any) -> Any:
+    """Return a tensor in memory that holds nothing else, such as what it was cut from."""
+    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone(memory_format=torch.contiguous_format)
+    return value
 
 
 def _chosen(case: Mapping[str, Any], *, reference: bool) -> dict[str, Any]:

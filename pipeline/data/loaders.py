@@ -159,10 +159,12 @@ def training_loader(
     seed: int,
     batch_size: int,
     num_workers: int,
+    pin_memory: bool = False,
 ) -> tuple[DataLoader, EpochSampler]:
     """Return the loader of augmented training batches, and the sampler that positions it.
 
-    Without worker processes, threads of this one make the batches.
+    Without worker processes, threads of this one make the batches, on the device on which they find
+    the cases. `pin_memory` is for cases on the CPU and a network on a GPU.
     """
     sampler = EpochSampler(len(cases), seed=seed)
     loader = ReadyLoader(
@@ -173,7 +175,7 @@ def training_loader(
         collate_fn=plain_batch,
         timeout=WORKER_TIMEOUT_S if num_workers else 0,
         worker_init_fn=outlive_one_signal,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )
     return loader, sampler
 

@@ -7,6 +7,9 @@ up between them: with volumes of different sizes it held up to three and a half 
 needed, and more with every volume (glibc 2.36). So freed memory is kept where there is room for
 that, and up to a limit.
 
+All threads share one heap: in one of its own a thread would keep nothing, and get every large
+block from the kernel again.
+
 Given back, it is at once and all of it, so that a pass takes what it is predicted to take. Glibc's
 own rule for small tensors, a threshold that rises while it runs, lets the heap grow too.
 """
@@ -21,8 +24,9 @@ from typing import Any
 import psutil
 
 # What mallopt(3) calls them, and the variables with which users set the same.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 USERS_OWN = (
+    "MALLOC_ARENA_MAX",
     "MALLOC_MMAP_THRESHOLD_",
     "MALLOC_MMAP_MAX_",
     "MALLOC_TRIM_THRESHOLD_",
@@ -57,13 +61,16 @@ class _MallocInfo(ctypes.Structure):
 def settle_memory() -> str:
     """Let freed blocks go back at once until `keep_freed_memory` is called, and say so in a line.
 
+    To be called before other threads are started: a heap that a thread has already remains.
     What the user has chosen by environment variables is left alone, and so is any C library but
     glibc 2.33 or later.
     """
     if chosen := _chosen_by_user():
         return f"Memory: freed blocks are kept as {', '.join(chosen)} says."
-    if _glibc() is None:
+    library = _glibc()
+    if library is None:
         return "Memory: freed blocks are kept as this C library does it."
+    library.mallopt(M_ARENA_MAX, 1)
     _keep(False)
     return (
         "Memory: freed blocks are kept for the next where there is room for it, and given back "

@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.data import DataLoader
 
 from pipeline.data.caching import CachedCases, build_cache, free_memory_bytes, num_cacheable
+from pipeline.data.compact import CPU
 from pipeline.data.datalist import Case
 from pipeline.data.disk_cache import require_disk
 from pipeline.data.forms import FORMS, FormName, Preparation
@@ -63,6 +65,7 @@ def prepare_data(
         cache_dir: Folder of preprocessed cases, which other runs use as well.
         mask_nonfinite: Whether NaN and infinite voxels are taken for 0.
         foresight: Is asked before the cache is filled, which leaves a training step its memory.
+            On its device training cases are filtered and augmented, unless processes do it.
 
     Raises:
         SettingsError: Cases of different sizes cannot be stacked.
@@ -85,7 +88,9 @@ def prepare_data(
     cache = partial(
         _cache, preparation=preparation, form=form, bytes_per_case=first.bytes_per_case[form]
     )
-    training_set = cache("training", training_cases, budget_bytes=budget)
+    # A process would need a CUDA context of its own.
+    device = CPU if num_workers else foresight.device
+    training_set = cache("training", training_cases, budget_bytes=budget, device=device)
     validation_set = cache(
         "validation", validation_cases, budget_bytes=budget - training_set.num_bytes
     )
@@ -97,6 +102,7 @@ def prepare_data(
         seed=seed,
         batch_size=batch_size,
         num_workers=num_workers,
+        pin_memory=device.type == "cpu" and torch.cuda.is_available(),
     )
     return TrainingData(loader, sampler, validation_loader(validation_set))
 
@@ -119,6 +125,7 @@ def _cache(
     form: FormName,
     bytes_per_case: int,
     budget_bytes: float,
+    device: torch.device = CPU,
 ) -> CachedCases:
     """Return the dataset of `cases`, cached as far as the budget goes."""
     num_cached = num_cacheable(len(cases), bytes_per_case=bytes_per_case, budget_bytes=budget_bytes)
@@ -136,10 +143,10 @@ def _cache(
     )
     # Validation compares with the label on the case's own grid.
     reference = name == "validation"
-    how = preparation.form(form, reference=reference)
+    how = preparation.form(form, reference=reference, device=device)
     return build_cache(
         cases,
-        transform=partial(preparation.ready, reference=reference),
+        transform=partial(preparation.ready, reference=reference, device=device),
         num_cached=num_cached,
         keep=how.keep,
         read=how.read,
