@@ -12,12 +12,17 @@ from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor, nn
 
 from networks.layout import memory_format_of
+from networks.regions import Region, cut, mirrored
+from networks.unet3d import UNet3D
 
 SPATIAL_AXES = (2, 3, 4)  # of (B, C, X, Y, Z)
 # No mirroring, each axis, each pair of axes, all three: eight, each its own inverse.
 MIRRORINGS = [axes for count in range(4) for axes in combinations(SPATIAL_AXES, count)]
 
-Forward = Callable[[Tensor], Tensor]
+# By so much the background's logit is above the others': exp(-100) is 0 beside 1.
+CERTAIN = 100.0
+
+Forward = Callable[[Tensor, Region | None], Tensor]
 
 
 class VolumeInferer(Inferer):
@@ -34,6 +39,10 @@ class VolumeInferer(Inferer):
     wants the same mask bit for bit has to use this class on both sides. On other devices nothing is
     changed.
 
+    With `content_only`, what lies outside the box of the image's content is background, and a
+    `UNet3D` does not compute it; inside, nothing changes. The image's background is what its first
+    voxel is, in all channels.
+
     Whether gradients are recorded is the caller's business, as is ``network.eval()``.
 
     Args:
@@ -43,6 +52,7 @@ class VolumeInferer(Inferer):
             windows is rounded to a multiple of `divisor`, at least one.
         flips: average the softmax probabilities over all 8 mirrorings of X, Y and Z.
         divisor: what X, Y and Z must be multiples of.
+        content_only: the class of all that is not in the content's box is 0.
 
     Raises:
         ValueError: a setting is out of range.
@@ -55,6 +65,7 @@ class VolumeInferer(Inferer):
         overlap: float = 0.5,
         flips: bool = False,
         divisor: int = 1,
+        content_only: bool = False,
     ) -> None:
         super().__init__()
         if divisor < 1:
@@ -65,6 +76,7 @@ class VolumeInferer(Inferer):
         self.overlap = overlap
         self.flips = flips
         self.divisor = divisor
+        self.content_only = content_only
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
@@ -85,12 +97,14 @@ class VolumeInferer(Inferer):
         self._check_size(image)
         layout = _prepare_layout(network, image.device)
 
-        def forward(part: Tensor) -> Tensor:
-            return network(part.contiguous(memory_format=layout), *args, **kwargs)
+        def forward(part: Tensor, region: Region | None) -> Tensor:
+            part = part.contiguous(memory_format=layout)
+            return forward_region(network, part, region, *args, **kwargs)
 
-        if self.flips:
-            return self._mirrored(image, forward)
-        return self._blended(image, forward)
+        region = content_region(image) if self.content_only else None
+        run = self._mirrored if self.flips else self._blended
+        logits = run(image, forward, region)
+        return logits if region is None else among_background(logits, region, size=image.shape[2:])
 
     def _check_size(self, image: Tensor) -> None:
         size = tuple(image.shape[2:])
@@ -100,22 +114,23 @@ class VolumeInferer(Inferer):
                 f"{self.divisor}; found the size {size}. Pad it in preprocessing"
             )
 
-    def _blended(self, image: Tensor, forward: Forward) -> Tensor:
-        """Return the logits of one orientation of the volume."""
+    def _blended(self, image: Tensor, forward: Forward, region: Region | None) -> Tensor:
+        """Return the logits of one orientation of the volume, or of a region of it."""
         size = image.shape[2:]
         if self.window is None:
-            return forward(image)
+            return forward(image, region)
         window = tuple(min(edge, length) for edge, length in zip(self.window, size, strict=True))
         if window == tuple(size):
-            return forward(image)
-        return sliding_window_inference(  # type: ignore[return-value]  # one tensor in, one out
+            return forward(image, region)
+        logits: Tensor = sliding_window_inference(  # type: ignore[assignment]  # one in, one out
             image,
             roi_size=window,
             sw_batch_size=1,
-            predictor=forward,
+            predictor=lambda part: forward(part, None),
             overlap=[self._monai_overlap(edge) for edge in window],
             mode="gaussian",
         )
+        return logits if region is None else cut(logits, region)
 
     def _monai_overlap(self, edge: int) -> float:
         """Return the overlap from which MONAI's `int(edge * (1 - overlap))` makes our step.
@@ -128,11 +143,12 @@ class VolumeInferer(Inferer):
         # out a hair too small.
         return max(1 - (step + 0.5) / edge, 0.0)
 
-    def _mirrored(self, image: Tensor, forward: Forward) -> Tensor:
+    def _mirrored(self, image: Tensor, forward: Forward, region: Region | None) -> Tensor:
         """Return the logarithm of the mean probabilities over all mirrorings of the volume."""
 
         def probabilities(axes: tuple[int, ...]) -> Tensor:
-            logits = self._blended(image.flip(axes), forward).flip(axes)
+            there = None if region is None else mirrored(region, axes, size=image.shape[2:])
+            logits = self._blended(image.flip(axes), forward, there).flip(axes)
             return torch.softmax(logits, dim=1, dtype=torch.float32)
 
         total = probabilities(MIRRORINGS[0])
@@ -140,6 +156,52 @@ class VolumeInferer(Inferer):
             total += probabilities(axes)
         # A probability that underflowed to 0 keeps a finite logarithm.
         return total.div_(len(MIRRORINGS)).clamp_(min=torch.finfo(torch.float32).tiny).log_()
+
+
+def forward_region(
+    network: Callable[..., Tensor], image: Tensor, region: Region | None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Return the logits of `image` (B, C, X, Y, Z) in `region`, or in all of it.
+
+    Args:
+        network: returns logits of its input's size; a `UNet3D` computes no more than the region.
+        image: the whole volume.
+        region: what is wanted, or None.
+        args, kwargs: are passed on to the network.
+    """
+    if region is None:
+        return network(image, *args, **kwargs)
+    if isinstance(network, UNet3D):
+        return network(image, region, *args, **kwargs)
+    return cut(network(image, *args, **kwargs), region)
+
+
+def content_region(image: Tensor) -> Region:
+    """Return the box of the voxels of `image` (B, C, X, Y, Z) that are not as the first one is.
+
+    It holds the first voxel alone where all are alike.
+    """
+    differs = (image != image[:, :, :1, :1, :1]).flatten(0, 1).any(dim=0)
+    present = [differs.any(dim=2).any(dim=1), differs.any(dim=2).any(dim=0)]
+    present.append(differs.any(dim=1).any(dim=0))
+    x, y, z = (_span(found) for found in present)
+    return x, y, z
+
+
+def _span(present: Tensor) -> slice:
+    """Return the slice from the first to the last True."""
+    found = present.nonzero()
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 1)
+
+
+def among_background(logits: Tensor, region: Region, *, size: Sequence[int]) -> Tensor:
+    """Return (B, K, X, Y, Z): `logits` in their `region`, and beyond it certainty of class 0."""
+    batch, num_classes = logits.shape[:2]
+    whole = logits.new_full((batch, num_classes, *size), -CERTAIN)
+    whole[:, 0] = 0
+    x, y, z = region
+    whole[:, :, x, y, z] = logits
+    return whole
 
 
 def _checked_window(window: Sequence[int] | int, divisor: int) -> tuple[int, ...]:

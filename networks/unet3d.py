@@ -7,6 +7,7 @@ The article is "3D UNet for Brain Tumor Segmentation" by Mohamed Abdul Gafoor (2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks.convolve import SameConv3d
+from networks.regions import Region, cut, halved, regions_of_levels
 from networks.relu_dropout import relu_dropout
 from networks.up_convolution import up_convolution
 
@@ -65,6 +67,7 @@ class UNet3D(nn.Module):
         )
         _check_layers(kernel_size=kernel_size, dropout=dropout, norm=norm)
         self.norm = norm
+        self.kernel_size = kernel_size
         self.divisor = 2 ** (num_levels - 1)
 
         def two_convolutions(
@@ -89,8 +92,11 @@ class UNet3D(nn.Module):
         self.output = nn.Conv3d(filters[0], out_channels, kernel_size=1)
         self.apply(initialise_like_keras)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, region: Region | None = None) -> Tensor:
         """Return the logits (B, out_channels, X, Y, Z) of an image (B, in_channels, X, Y, Z).
+
+        With `region`, only those of that part: the same that the whole image gives, up to rounding.
+        On the way down all of it is seen, on the way up only what the part depends on.
 
         Raises:
             ValueError: X, Y or Z is not a multiple of `divisor`.
@@ -105,11 +111,23 @@ class UNet3D(nn.Module):
             skips.append(x)
 
         x = self.bottom(skips.pop())
-        for block in self.decoder:
-            first, second = cast("nn.Sequential", block)
-            # Taken off the list: without gradients, its memory is free for the second convolution.
-            x = second(first(x, skips.pop()))
-        return self.output(x)
+        if region is None:
+            for block in self.decoder:
+                x = _joined(block, x, skips.pop())
+            return self.output(x)
+        # A normalisation looks at everything.
+        halo = max(image.shape[2:]) if self.norm else 2 * (self.kernel_size // 2)
+        origin: Sequence[int] = (0, 0, 0)
+        for block, here in zip(
+            self.decoder,
+            regions_of_levels(
+                region, size=image.shape[2:], num_levels=len(self.decoder), halo=halo
+            ),
+            strict=True,
+        ):
+            x = _joined(block, cut(x, halved(here), origin=origin), cut(skips.pop(), here))
+            origin = [part.start for part in here]
+        return self.output(cut(x, region, origin=origin))
 
     def _check_shape(self, image: Tensor) -> None:
         size = image.shape[2:]
@@ -119,6 +137,15 @@ class UNet3D(nn.Module):
                 f"{self.divisor}; found the shape {tuple(image.shape)}. Pad the image first, for "
                 f"example with MONAI's DivisiblePad(k={self.divisor})"
             )
+
+
+def _joined(block: nn.Module, below: Tensor, skip: Tensor) -> Tensor:
+    """Return what a level of the decoder makes of the level below and of what it saw itself."""
+    first, second = cast("nn.Sequential", block)
+    joined = first(below, skip)
+    # Without gradients, its memory is free for the second convolution.
+    del below, skip
+    return second(joined)
 
 
 class Convolution(nn.Sequential):

@@ -138,6 +138,9 @@ class InferenceSettings(Stage):
     )
     overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next covers")
     flips: bool = Field(False, description="mean over all mirrorings of X, Y and Z")
+    brain_only: bool = Field(
+        True, description="outside the box of the brain all is background, and not computed"
+    )
     probabilities: bool = Field(False, description="write the probability of each class")
     uncertainty_samples: Literal[0] | Annotated[int, Field(ge=2)] = Field(
         0, description="passes with dropout on; 0 writes no uncertainty"

@@ -76,6 +76,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     settings.add_argument("--overlap", type=float, help="of windows, 0 to 1 (default: 0.5)")
     settings.add_argument("--tta", action="store_true", help="mean over all mirrorings")
+    settings.add_argument(
+        "--outside-brain",
+        dest="brain_only",
+        action="store_false",
+        default=None,
+        help="look for tumour outside the box of the brain too, which takes longer",
+    )
     settings.add_argument("--probabilities", action="store_true", help="write them as NIfTI too")
     settings.add_argument(
         "--uncertainty", type=int, metavar="N", help="N passes with dropout: entropy, as NIfTI"
@@ -172,6 +179,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "window": _window(arguments.window),
         "overlap": arguments.overlap,
         "flips": arguments.tta,
+        "brain_only": arguments.brain_only,
         "probabilities": arguments.probabilities,
         "uncertainty_samples": arguments.uncertainty,
         "seed": arguments.seed,

@@ -93,7 +93,13 @@ def test_the_bundle_gets_its_name_after_the_gate(
     bundle = tmp_path / "new" / "bundle"
     assert export.main([str(run), "-o", str(bundle)]) == 0
     assert passing[0]["folder"].parent.name.startswith(".bundle.")
-    assert passing[0]["inferer"] == {"window": None, "overlap": 0.5, "flips": False, "divisor": 2}
+    assert passing[0]["inferer"] == {
+        "window": None,
+        "overlap": 0.5,
+        "flips": False,
+        "content_only": True,
+        "divisor": 2,
+    }
     assert passing[0]["case_folder"] is None
     files = bundle_files(load_model(run), inferer=passing[0]["inferer"])
     assert {name: (bundle / name).read_bytes() for name in files} == files

@@ -250,8 +250,11 @@ def test_repeated_calls_give_the_same_bits(flips: bool, window: int | None) -> N
     assert torch.equal(image, before)
 
 
+NAMES = ("window", "overlap", "flips", "divisor", "content_only")
+
+
 def vars_of(inferer: VolumeInferer) -> dict[str, object]:
-    return {name: getattr(inferer, name) for name in ("window", "overlap", "flips", "divisor")}
+    return {name: getattr(inferer, name) for name in NAMES}
 
 
 def test_a_window_that_holds_the_volume_is_the_whole_volume() -> None:

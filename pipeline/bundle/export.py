@@ -99,7 +99,13 @@ def _inferer(model: TrainedModel, *, window: int | None, overlap: float) -> Conf
     if not 0 <= overlap < 1:
         raise SettingsError(f"--overlap {overlap}: expected a share from 0 to less than 1")
     divisor = model.preprocessing["divisor"]
-    return {"window": window, "overlap": overlap, "flips": False, "divisor": divisor}
+    return {
+        "window": window,
+        "overlap": overlap,
+        "flips": False,
+        "divisor": divisor,
+        "content_only": True,
+    }
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -89,7 +89,7 @@ def verify_bundle(
 
 def _predictor(model: TrainedModel, inferer: Config) -> Predictor:
     how = {name: inferer[name] for name in ("window", "overlap", "flips")}
-    return Predictor([model], device=torch.device("cpu"), **how)
+    return Predictor([model], device=torch.device("cpu"), brain_only=inferer["content_only"], **how)
 
 
 def _given_case(folder: Path, model: TrainedModel) -> Case:

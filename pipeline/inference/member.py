@@ -49,6 +49,7 @@ class Member:
             where memory allows, else the largest windows for which it does.
         overlap: Share of a window that the next one covers.
         flips: Average over all mirrorings.
+        brain_only: What lies outside the brain's box is background.
         reads_ahead: Another case is prepared while one is in the network, and takes memory.
     """
 
@@ -60,6 +61,7 @@ class Member:
         window: Window,
         overlap: float,
         flips: bool,
+        brain_only: bool,
         reads_ahead: bool = False,
     ) -> None:
         self.model = model
@@ -69,6 +71,7 @@ class Member:
         self.window = window
         self.overlap = overlap
         self.flips = flips
+        self.brain_only = brain_only
         # Two of the same: MONAI changes a chain while it inverts, and a thread may be preparing.
         self.preprocessing, inverted = (
             build_preprocessing(keys=("image",), **model.preprocessing) for _ in range(2)
@@ -233,6 +236,7 @@ class Member:
             overlap=self.overlap,
             flips=flips,
             divisor=self.model.preprocessing["divisor"],
+            content_only=self.brain_only,
         )
         with torch.no_grad():
             batch = prepared["image"].as_tensor()[None].to(self.device)

@@ -19,7 +19,7 @@ class Predictor:
 
     Args:
         models: Of one header.
-        device, window, overlap, flips, reads_ahead: See `Member`.
+        device, window, overlap, flips, brain_only, reads_ahead: See `Member`.
 
     Raises:
         SettingsError: A setting is out of range.
@@ -34,6 +34,7 @@ class Predictor:
         window: Window = None,
         overlap: float = 0.5,
         flips: bool = False,
+        brain_only: bool = False,
         reads_ahead: bool = False,
     ) -> None:
         require_alike(models)
@@ -46,6 +47,7 @@ class Predictor:
                 window=window,
                 overlap=overlap,
                 flips=flips,
+                brain_only=brain_only,
                 reads_ahead=reads_ahead,
             )
             for model in models

@@ -75,6 +75,7 @@ class Segmenter:
             window=settings["window"],
             overlap=settings["overlap"],
             flips=settings["flips"],
+            brain_only=settings["brain_only"],
             reads_ahead=num_cases > 1,
         )
         modalities = models[0].header["modality"]

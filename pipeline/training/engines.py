@@ -10,7 +10,9 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer, Workflow
+from monai.inferers import Inferer, SimpleInferer
 
+from networks import VolumeInferer
 from pipeline.model.heap import give_back
 from pipeline.training.losses import Loss
 from transforms.arrays import plain_tensor
@@ -62,10 +64,12 @@ class Forward:
     Args:
         precision: Of the convolutions, on CUDA; the logits are float32 at any rate, as is the loss
             that is made of them. None leaves everything as it is.
+        inferer: How the network is applied; by itself if there is none.
     """
 
-    def __init__(self, precision: torch.dtype | None) -> None:
+    def __init__(self, precision: torch.dtype | None, inferer: Inferer | None = None) -> None:
         self.precision = precision
+        self.apply = inferer or SimpleInferer()
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *_: object
@@ -73,9 +77,9 @@ class Forward:
         """Return the logits of `inputs`."""
         image = plain_tensor(inputs)
         if self.precision is None:
-            return network(image)
+            return self.apply(image, network)
         with torch.autocast(image.device.type, dtype=self.precision):
-            return network(image).float()
+            return self.apply(image, network).float()
 
 
 def build_trainer(
@@ -130,7 +134,8 @@ def build_evaluator(
         val_data_loader=loader,
         network=network,
         prepare_batch=validation_batch,
-        inferer=Forward(half_precision(device, amp=amp)),  # type: ignore[arg-type]
+        # As masks are made.
+        inferer=Forward(half_precision(device, amp=amp), VolumeInferer(content_only=True)),  # type: ignore[arg-type]
         postprocessing=postprocessing,  # type: ignore[arg-type]
         val_handlers=list(handlers),
     )
