@@ -37,6 +37,7 @@ from pipeline.inference.session import segment_cases
 from pipeline.model.checkpoint import LAST
 from pipeline.model.device import choose_device
 from pipeline.model.heap import settle_memory
+from pipeline.model.precision import Forward, half_precision
 from pipeline.model.trained import load_model
 from pipeline.signals import StopRequest
 from pipeline.training.run import METRICS
@@ -104,13 +105,14 @@ def inference_figures(bench: Bench) -> list[Figure]:
     torch.set_deterministic_debug_mode("default")
     image = bench.item["image"].as_tensor()[None].to(bench.device)
     network = bench.network().to(bench.device).eval()
-    inferer = VolumeInferer(divisor=bench.divisor)
+    precision = half_precision(bench.device, amp=True)
+    forward = Forward(precision, VolumeInferer(divisor=bench.divisor))
     with torch.no_grad():
-        forward = bench.seconds_of(lambda: inferer(image, network))
+        forward_s = bench.seconds_of(lambda: forward(image, network))
     cases = (*bench.training, *bench.validation)[:MOST_SEGMENTED]
     rates = [segmented_per_second(bench, cases, number) for number in range(1 + ROUNDS)]
     return [
-        Figure("G3", "forward pass of a whole volume", 1000 * forward, "ms", 12.0),
+        Figure("G3", "forward pass of a whole volume", 1000 * forward_s, "ms", 12.0),
         Figure(
             "G4",
             f"cases from files to masks, {len(cases)} in turn, network loaded before",

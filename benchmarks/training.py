@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.measure import Comparison, compare
 from benchmarks.network import MEMORY, as_kept, by_default, same_weights
 from networks.layout import memory_format_of
-from pipeline.training.engines import Forward, half_precision
+from pipeline.model.precision import Forward, half_precision
 from pipeline.training.losses import build_loss
 from pipeline.training.needs import predict_needs
 from pipeline.training.schedule import build_optimisation

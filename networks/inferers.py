@@ -12,7 +12,7 @@ from monai.inferers import Inferer, sliding_window_inference
 from torch import Tensor, nn
 
 from networks.layout import memory_format_of
-from networks.regions import Region, cut, mirrored
+from networks.regions import Content, Region, cut, mirrored
 from networks.unet3d import UNet3D
 
 SPATIAL_AXES = (2, 3, 4)  # of (B, C, X, Y, Z)
@@ -22,7 +22,7 @@ MIRRORINGS = [axes for count in range(4) for axes in combinations(SPATIAL_AXES, 
 # By so much the background's logit is above the others': exp(-100) is 0 beside 1.
 CERTAIN = 100.0
 
-Forward = Callable[[Tensor, Region | None], Tensor]
+Forward = Callable[[Tensor, Content | None], Tensor]
 
 
 class VolumeInferer(Inferer):
@@ -97,14 +97,16 @@ class VolumeInferer(Inferer):
         self._check_size(image)
         layout = _prepare_layout(network, image.device)
 
-        def forward(part: Tensor, region: Region | None) -> Tensor:
+        def forward(part: Tensor, content: Content | None) -> Tensor:
             part = part.contiguous(memory_format=layout)
-            return forward_region(network, part, region, *args, **kwargs)
+            return forward_content(network, part, content, *args, **kwargs)
 
-        region = content_region(image) if self.content_only else None
+        content = content_of(image) if self.content_only else None
         run = self._mirrored if self.flips else self._blended
-        logits = run(image, forward, region)
-        return logits if region is None else among_background(logits, region, size=image.shape[2:])
+        logits = run(image, forward, content)
+        if content is None:
+            return logits
+        return among_background(logits, content.box, size=image.shape[2:])
 
     def _check_size(self, image: Tensor) -> None:
         size = tuple(image.shape[2:])
@@ -114,14 +116,14 @@ class VolumeInferer(Inferer):
                 f"{self.divisor}; found the size {size}. Pad it in preprocessing"
             )
 
-    def _blended(self, image: Tensor, forward: Forward, region: Region | None) -> Tensor:
-        """Return the logits of one orientation of the volume, or of a region of it."""
+    def _blended(self, image: Tensor, forward: Forward, content: Content | None) -> Tensor:
+        """Return the logits of one orientation of the volume, or of its content alone."""
         size = image.shape[2:]
         if self.window is None:
-            return forward(image, region)
+            return forward(image, content)
         window = tuple(min(edge, length) for edge, length in zip(self.window, size, strict=True))
         if window == tuple(size):
-            return forward(image, region)
+            return forward(image, content)
         logits: Tensor = sliding_window_inference(  # type: ignore[assignment]  # one in, one out
             image,
             roi_size=window,
@@ -130,7 +132,7 @@ class VolumeInferer(Inferer):
             overlap=[self._monai_overlap(edge) for edge in window],
             mode="gaussian",
         )
-        return logits if region is None else cut(logits, region)
+        return logits if content is None else cut(logits, content.box)
 
     def _monai_overlap(self, edge: int) -> float:
         """Return the overlap from which MONAI's `int(edge * (1 - overlap))` makes our step.
@@ -143,11 +145,11 @@ class VolumeInferer(Inferer):
         # out a hair too small.
         return max(1 - (step + 0.5) / edge, 0.0)
 
-    def _mirrored(self, image: Tensor, forward: Forward, region: Region | None) -> Tensor:
+    def _mirrored(self, image: Tensor, forward: Forward, content: Content | None) -> Tensor:
         """Return the logarithm of the mean probabilities over all mirrorings of the volume."""
 
         def probabilities(axes: tuple[int, ...]) -> Tensor:
-            there = None if region is None else mirrored(region, axes, size=image.shape[2:])
+            there = None if content is None else mirrored(content, axes, size=image.shape[2:])
             logits = self._blended(image.flip(axes), forward, there).flip(axes)
             return torch.softmax(logits, dim=1, dtype=torch.float32)
 
@@ -158,34 +160,38 @@ class VolumeInferer(Inferer):
         return total.div_(len(MIRRORINGS)).clamp_(min=torch.finfo(torch.float32).tiny).log_()
 
 
-def forward_region(
-    network: Callable[..., Tensor], image: Tensor, region: Region | None, *args: Any, **kwargs: Any
+def forward_content(
+    network: Callable[..., Tensor],
+    image: Tensor,
+    content: Content | None,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    """Return the logits of `image` (B, C, X, Y, Z) in `region`, or in all of it.
+    """Return the logits of `image` (B, C, X, Y, Z) in the box of its content, or everywhere.
 
     Args:
-        network: returns logits of its input's size; a `UNet3D` computes no more than the region.
+        network: returns logits of its input's size; a `UNet3D` computes less for a part.
         image: the whole volume.
-        region: what is wanted, or None.
+        content: of the image, or None for the logits of all of it.
         args, kwargs: are passed on to the network.
     """
-    if region is None:
+    if content is None:
         return network(image, *args, **kwargs)
     if isinstance(network, UNet3D):
-        return network(image, region, *args, **kwargs)
-    return cut(network(image, *args, **kwargs), region)
+        return network(image, content, *args, **kwargs)
+    return cut(network(image, *args, **kwargs), content.box)
 
 
-def content_region(image: Tensor) -> Region:
+def content_of(image: Tensor) -> Content:
     """Return the box of the voxels of `image` (B, C, X, Y, Z) that are not as the first one is.
 
     It holds the first voxel alone where all are alike.
     """
-    differs = (image != image[:, :, :1, :1, :1]).flatten(0, 1).any(dim=0)
-    present = [differs.any(dim=2).any(dim=1), differs.any(dim=2).any(dim=0)]
-    present.append(differs.any(dim=1).any(dim=0))
-    x, y, z = (_span(found) for found in present)
-    return x, y, z
+    background = image[:, :, :1, :1, :1]
+    differs = (image != background).flatten(0, 1).any(dim=0)
+    planes, rows = differs.any(dim=2), differs.any(dim=1).any(dim=0)
+    box = (_span(planes.any(dim=1)), _span(planes.any(dim=0)), _span(rows))
+    return Content(box, background)
 
 
 def _span(present: Tensor) -> slice:

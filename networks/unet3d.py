@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks.convolve import SameConv3d
-from networks.regions import Region, cut, halved, regions_of_levels
+from networks.regions import Content, cut, grown, halved, regions_of_levels, start_of
 from networks.relu_dropout import relu_dropout
 from networks.up_convolution import up_convolution
 
@@ -92,16 +93,18 @@ class UNet3D(nn.Module):
         self.output = nn.Conv3d(filters[0], out_channels, kernel_size=1)
         self.apply(initialise_like_keras)
 
-    def forward(self, image: Tensor, region: Region | None = None) -> Tensor:
+    def forward(self, image: Tensor, content: Content | None = None) -> Tensor:
         """Return the logits (B, out_channels, X, Y, Z) of an image (B, in_channels, X, Y, Z).
 
-        With `region`, only those of that part: the same that the whole image gives, up to rounding.
-        On the way down all of it is seen, on the way up only what the part depends on.
+        With `content`, only the logits within its box: the same that the whole image gives, up to
+        rounding. Much of what lies outside is then known without being computed.
 
         Raises:
             ValueError: X, Y or Z is not a multiple of `divisor`.
         """
         self._check_shape(image)
+        if content is not None:
+            return self._of_content(image, content)
         x = image
         skips = []
         for level, block in enumerate(self.encoder):
@@ -111,23 +114,59 @@ class UNet3D(nn.Module):
             skips.append(x)
 
         x = self.bottom(skips.pop())
-        if region is None:
-            for block in self.decoder:
-                x = _joined(block, x, skips.pop())
-            return self.output(x)
-        # A normalisation looks at everything.
-        halo = max(image.shape[2:]) if self.norm else 2 * (self.kernel_size // 2)
-        origin: Sequence[int] = (0, 0, 0)
-        for block, here in zip(
-            self.decoder,
-            regions_of_levels(
-                region, size=image.shape[2:], num_levels=len(self.decoder), halo=halo
-            ),
-            strict=True,
-        ):
-            x = _joined(block, cut(x, halved(here), origin=origin), cut(skips.pop(), here))
-            origin = [part.start for part in here]
-        return self.output(cut(x, region, origin=origin))
+        for block in self.decoder:
+            x = _joined(block, x, skips.pop())
+        return self.output(x)
+
+    def _of_content(self, image: Tensor, content: Content) -> Tensor:
+        """Return the logits within the box of `content`: the top level is computed there alone.
+
+        The levels below see everything on the way down, as the top level's background is known; on
+        the way up each computes what the one above it needs.
+        """
+        size, halo = image.shape[2:], 2 * (self.kernel_size // 2)
+        if self._looks_everywhere() or not self.decoder or min(size) < 2 * halo + 2:
+            return cut(self(image), content.box)
+        levels = regions_of_levels(content.box, size=size, num_levels=len(self.decoder), halo=halo)
+        top = levels[-1]
+        around = grown(top, by=halo, size=size)
+        skip = cut(self.encoder[0](cut(image, around)), top, origin=start_of(around))
+        x = self._pooled_background(content.background, size=size, halo=halo)
+        cut(x, halved(top)).copy_(F.max_pool3d(skip, kernel_size=2))
+        skips = [(skip, start_of(top))]
+        del skip
+        for block in self.encoder[1:]:
+            x = block(x)
+            skips.append((x, (0, 0, 0)))
+            x = F.max_pool3d(x, kernel_size=2)
+        x = self.bottom(skips.pop()[0])
+        origin = (0, 0, 0)
+        for block, here in zip(self.decoder, levels, strict=True):
+            below = cut(x, halved(here), origin=origin)
+            skip, beginning = skips.pop()
+            x = _joined(block, below, cut(skip, here, origin=beginning))
+            origin = start_of(here)
+        return self.output(cut(x, content.box, origin=origin))
+
+    def _pooled_background(self, background: Tensor, *, size: Sequence[int], halo: int) -> Tensor:
+        """Return what the second level gets of an image that is nothing but background.
+
+        It differs at the faces only, as far as `halo`, and so is repeated from a small volume.
+        """
+        edge = 2 * halo + 2
+        volume = background.expand(-1, -1, edge, edge, edge).contiguous()
+        small = F.max_pool3d(self.encoder[0](volume), kernel_size=2)
+        for axis, length in enumerate(size, start=2):
+            place = torch.arange(length // 2, device=small.device)
+            behind = place - (length // 2 - halo - 1)
+            index = torch.maximum(place.clamp(max=halo // 2), behind)
+            small = small.index_select(axis, index)
+        return small
+
+    def _looks_everywhere(self) -> bool:
+        """Whether there is a normalisation, or dropout that draws for every voxel."""
+        drawing = (m for m in self.modules() if isinstance(m, nn.Dropout) and m.training and m.p)
+        return self.norm is not None or any(drawing)
 
     def _check_shape(self, image: Tensor) -> None:
         size = image.shape[2:]

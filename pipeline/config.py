@@ -138,6 +138,7 @@ class InferenceSettings(Stage):
     )
     overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next covers")
     flips: bool = Field(False, description="mean over all mirrorings of X, Y and Z")
+    amp: bool = Field(True, description="half precision on a GPU, as in training")
     brain_only: bool = Field(
         True, description="outside the box of the brain all is background, and not computed"
     )

@@ -83,6 +83,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="look for tumour outside the box of the brain too, which takes longer",
     )
+    settings.add_argument(
+        "--full-precision",
+        dest="amp",
+        action="store_false",
+        default=None,
+        help="float32 on a GPU too, which takes longer",
+    )
     settings.add_argument("--probabilities", action="store_true", help="write them as NIfTI too")
     settings.add_argument(
         "--uncertainty", type=int, metavar="N", help="N passes with dropout: entropy, as NIfTI"
@@ -179,6 +186,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "window": _window(arguments.window),
         "overlap": arguments.overlap,
         "flips": arguments.tta,
+        "amp": arguments.amp,
         "brain_only": arguments.brain_only,
         "probabilities": arguments.probabilities,
         "uncertainty_samples": arguments.uncertainty,

@@ -9,7 +9,8 @@ import torch
 from monai.data import DataLoader
 
 from pipeline.training import engines
-from pipeline.training.engines import Forward, build_evaluator, build_trainer, half_precision
+from pipeline.model.precision import Forward, half_precision
+from pipeline.training.engines import build_evaluator, build_trainer
 from pipeline.training.losses import build_loss
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

@@ -396,6 +396,14 @@ def test_wrong_command_lines(
     assert not masks_in(out)
 
 
+def test_the_slower_ways_on_request(cohort: Path, model: Path, tmp_path: Path) -> None:
+    options = ("--full-precision", "--outside-brain")
+    for name, said, expected in (("quick", (), True), ("slow", options, False)):
+        assert infer(cohort, "--cases", "case_000", *said, model=model, out=tmp_path / name) == 0
+        settings = record_of(tmp_path / name, "case_000")["settings"]
+        assert (settings["amp"], settings["brain_only"]) == (expected, expected)
+
+
 def test_whole_volume_on_request(cohort: Path, model: Path, tmp_path: Path) -> None:
     infer(cohort, "--window", "whole", "--cases", "case_000", model=model, out=tmp_path / "out")
     record = record_of(tmp_path / "out", "case_000")

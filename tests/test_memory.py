@@ -176,7 +176,7 @@ from pipeline.inference.predictor import Member
 from pipeline.model.trained import load_model
 network = {"name": "UNet3D", "num_levels": 2, "num_filters": 16}
 model = load_model(save_model(Path(sys.argv[1]) / "run", network=network))
-how = {"window": "auto", "overlap": 0.5, "flips": False, "brain_only": False}
+how = {"window": "auto", "overlap": 0.5, "flips": False, "brain_only": False, "amp": True}
 member = Member(model, device=torch.device("cpu"), **how)
 member.postprocessing = lambda item: {"probabilities": item["pred"]}
 image = torch.zeros(4, 128, 128, 128)

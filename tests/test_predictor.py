@@ -386,6 +386,26 @@ def test_samples_drop_differently_and_repeatably(tmp_path: Path) -> None:
     assert not np.array_equal(first[0], other_seed)
 
 
+@pytest.mark.parametrize("amp", [True, False])
+def test_half_precision_on_a_gpu_unless_told_otherwise(
+    tmp_path: Path,
+    bands: Callable[..., TrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    amp: bool,
+) -> None:
+    """On the CPU, told to do what it does on a GPU."""
+    precision = {True: torch.bfloat16, False: None}
+    monkeypatch.setattr(member, "half_precision", lambda device, *, amp: precision[amp])
+    item = LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine()))
+    made = Predictor([bands()], device=CPU, amp=amp)
+    found: list[bool] = []
+    made.members[0].network.register_forward_hook(
+        lambda *_: found.append(torch.is_autocast_enabled("cpu"))
+    )
+    assert made.predict(item)["probabilities"].dtype == torch.float32
+    assert found[-1] is amp  # before, what it takes was found out
+
+
 def test_samples_need_dropout(tmp_path: Path) -> None:
     item = LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine()))
     model = load_model(save_model(tmp_path / "run", network={**UNET, "dropout": 0.0}))

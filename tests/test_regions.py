@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from networks import UNet3D, VolumeInferer, build_network
-from networks.inferers import CERTAIN, content_region
-from networks.regions import Region, halved, mirrored, regions_of_levels
+from networks.inferers import CERTAIN, content_of
+from networks.regions import Content, Region, halved, mirrored, regions_of_levels
 
 SIZE = (24, 40, 16)
 
@@ -49,20 +49,33 @@ def network_of(**settings: object) -> UNet3D:
 )
 @pytest.mark.parametrize("name", REGIONS)
 @torch.no_grad()
-def test_a_region_is_cut_out_of_the_whole(name: str, settings: dict[str, int]) -> None:
-    network, region = network_of(**settings), REGIONS[name]
-    image = volume(slice(0, 24), slice(0, 40), slice(0, 16))
+def test_the_logits_of_the_content_are_those_of_the_whole(
+    name: str, settings: dict[str, int]
+) -> None:
+    network, box = network_of(**settings), REGIONS[name]
+    image, background = volume(*box), torch.arange(4.0)[None, :, None, None, None]
     whole = network(image)
-    found = network(image, region)
-    torch.testing.assert_close(found, whole[(..., *region)], rtol=0, atol=1e-5 * whole.abs().max())
+    found = network(image, Content(box, background))
+    torch.testing.assert_close(found, whole[(..., *box)], rtol=0, atol=1e-5 * whole.abs().max())
+
+
+@pytest.mark.parametrize("settings", [{"norm": "instance"}, {"num_levels": 1}], ids=str)
+@torch.no_grad()
+def test_where_everything_is_looked_at_everything_is_computed(settings: dict[str, str]) -> None:
+    network, box = network_of(**settings), REGIONS["inside"]
+    content = Content(box, torch.arange(4.0)[None, :, None, None, None])
+    image = volume(*box)
+    assert torch.equal(network(image, content), network(image)[(..., *box)])
 
 
 @torch.no_grad()
-def test_a_normalisation_sees_everything() -> None:
-    network, region = network_of(norm="instance"), REGIONS["inside"]
-    image = volume(slice(0, 24), slice(0, 40), slice(0, 16))
-    found = network(image, region)
-    torch.testing.assert_close(found, network(image)[(..., *region)], rtol=0, atol=1e-4)
+def test_dropout_draws_for_every_voxel() -> None:
+    network, box = network_of(dropout=0.5).train(), REGIONS["inside"]
+    content, image = Content(box, torch.arange(4.0)[None, :, None, None, None]), volume(*box)
+    torch.manual_seed(1)
+    whole = network(image)
+    torch.manual_seed(1)
+    assert torch.equal(network(image, content), whole[(..., *box)])
 
 
 def test_less_is_computed() -> None:
@@ -76,9 +89,11 @@ def test_less_is_computed() -> None:
 
 
 def test_halves_and_mirror_images() -> None:
-    region = part((2, 8), (0, 6), (4, 10))
-    assert halved(region) == part((1, 4), (0, 3), (2, 5))
-    assert mirrored(region, (2, 4), size=(8, 8, 20)) == part((0, 6), (0, 6), (10, 16))
+    content = Content(part((2, 8), (0, 6), (4, 10)), torch.zeros(1, 1, 1, 1, 1))
+    assert halved(content.box) == part((1, 4), (0, 3), (2, 5))
+    there = mirrored(content, (2, 4), size=(8, 8, 20))
+    assert there.box == part((0, 6), (0, 6), (10, 16))
+    assert there.background is content.background
 
 
 @pytest.mark.parametrize(
@@ -90,15 +105,15 @@ def test_halves_and_mirror_images() -> None:
     ],
 )
 def test_content_is_what_differs_from_the_first_voxel(content: Region) -> None:
-    assert content_region(volume(*content)) == content
+    assert content_of(volume(*content)).box == content
 
 
 def test_content_in_one_channel_is_enough_and_nan_is_content() -> None:
     image = volume(slice(0, 0), slice(0, 0), slice(0, 0))
-    assert content_region(image) == part((0, 1), (0, 1), (0, 1))
+    assert content_of(image).box == part((0, 1), (0, 1), (0, 1))
     image[0, 2, 5, 6, 7] += 1
     image[0, 1, 8, 6, 3] = math.nan
-    assert content_region(image) == part((5, 9), (6, 7), (3, 8))
+    assert content_of(image).box == part((5, 9), (6, 7), (3, 8))
 
 
 def segresnet() -> torch.nn.Module:
@@ -110,11 +125,16 @@ def segresnet() -> torch.nn.Module:
 @pytest.mark.parametrize(
     "settings", [{}, {"window": 16}, {"flips": True}, {"window": 16, "flips": True}], ids=str
 )
+@pytest.mark.parametrize(
+    "content",
+    [part((5, 14), (9, 31), (2, 10)), part((5, 24), (20, 40), (7, 16))],
+    ids=["inside", "in the last corner"],
+)
 @torch.no_grad()
 def test_inside_nothing_changes_and_outside_is_background(
-    make: Callable[[], torch.nn.Module], settings: dict[str, int]
+    make: Callable[[], torch.nn.Module], settings: dict[str, int], content: Region
 ) -> None:
-    network, content = make(), part((5, 14), (9, 31), (2, 10))
+    network = make()
     image = volume(*content)
     whole = VolumeInferer(divisor=8, **settings)(image, network)  # type: ignore[arg-type]
     found = VolumeInferer(divisor=8, content_only=True, **settings)(image, network)  # type: ignore[arg-type]

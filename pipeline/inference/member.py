@@ -23,6 +23,7 @@ from pipeline.inference.needs import (
 )
 from pipeline.inference.uncertainty import dropout_active, seeded_pass
 from pipeline.model.heap import keep_freed_memory
+from pipeline.model.precision import Forward, half_precision
 from pipeline.model.trained import TrainedModel
 from transforms import build_postprocessing, build_preprocessing
 from transforms.postprocessing import RestoreGridd
@@ -50,6 +51,7 @@ class Member:
         overlap: Share of a window that the next one covers.
         flips: Average over all mirrorings.
         brain_only: What lies outside the brain's box is background.
+        amp: Compute in half precision where the device is a GPU.
         reads_ahead: Another case is prepared while one is in the network, and takes memory.
     """
 
@@ -62,6 +64,7 @@ class Member:
         overlap: float,
         flips: bool,
         brain_only: bool,
+        amp: bool,
         reads_ahead: bool = False,
     ) -> None:
         self.model = model
@@ -72,6 +75,7 @@ class Member:
         self.overlap = overlap
         self.flips = flips
         self.brain_only = brain_only
+        self.amp = amp
         # Two of the same: MONAI changes a chain while it inverts, and a thread may be preparing.
         self.preprocessing, inverted = (
             build_preprocessing(keys=("image",), **model.preprocessing) for _ in range(2)
@@ -242,7 +246,8 @@ class Member:
             batch = prepared["image"].as_tensor()[None].to(self.device)
             if self.device.type == "cpu":
                 self._settle_memory(prepared["image"], window)
-            return inferer(batch, self.network)[0]
+            forward = Forward(half_precision(self.device, amp=self.amp), inferer)
+            return forward(batch, self.network)[0]
 
     def _settle_memory(self, image: torch.Tensor, window: Sequence[int] | None) -> None:
         num_channels, *size = image.shape

@@ -19,7 +19,7 @@ class Predictor:
 
     Args:
         models: Of one header.
-        device, window, overlap, flips, brain_only, reads_ahead: See `Member`.
+        device, window, overlap, flips, brain_only, amp, reads_ahead: See `Member`.
 
     Raises:
         SettingsError: A setting is out of range.
@@ -35,6 +35,7 @@ class Predictor:
         overlap: float = 0.5,
         flips: bool = False,
         brain_only: bool = False,
+        amp: bool = True,
         reads_ahead: bool = False,
     ) -> None:
         require_alike(models)
@@ -48,6 +49,7 @@ class Predictor:
                 overlap=overlap,
                 flips=flips,
                 brain_only=brain_only,
+                amp=amp,
                 reads_ahead=reads_ahead,
             )
             for model in models

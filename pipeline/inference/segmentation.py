@@ -76,6 +76,7 @@ class Segmenter:
             overlap=settings["overlap"],
             flips=settings["flips"],
             brain_only=settings["brain_only"],
+            amp=settings["amp"],
             reads_ahead=num_cases > 1,
         )
         modalities = models[0].header["modality"]

@@ -10,10 +10,10 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer, Workflow
-from monai.inferers import Inferer, SimpleInferer
 
 from networks import VolumeInferer
 from pipeline.model.heap import give_back
+from pipeline.model.precision import Forward, half_precision
 from pipeline.training.losses import Loss
 from transforms.arrays import plain_tensor
 
@@ -43,43 +43,6 @@ def validation_batch(
         batch["image"].to(device, non_blocking=non_blocking),
         plain_tensor(batch["label"]).to(device, non_blocking=non_blocking),
     )
-
-
-def half_precision(device: torch.device, *, amp: bool) -> torch.dtype | None:
-    """Return the type that convolutions are computed in, or None where that stays float32.
-
-    On CUDA with `amp` it is bfloat16 where the device computes in it: its range is that of float32,
-    so that gradients need no scaling. Else it is float16. On a CPU there is no mixed precision:
-    those without instructions for bfloat16 are many times slower in it than in float32.
-    """
-    if not amp or device.type != "cuda":
-        return None
-    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float16
-
-
-class Forward:
-    """Runs the network on a tensor without metadata, which slows every layer down.
-
-    Args:
-        precision: Of the convolutions, on CUDA; the logits are float32 at any rate, as is the loss
-            that is made of them. None leaves everything as it is.
-        inferer: How the network is applied; by itself if there is none.
-    """
-
-    def __init__(self, precision: torch.dtype | None, inferer: Inferer | None = None) -> None:
-        self.precision = precision
-        self.apply = inferer or SimpleInferer()
-
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., Any], *_: object
-    ) -> torch.Tensor:
-        """Return the logits of `inputs`."""
-        image = plain_tensor(inputs)
-        if self.precision is None:
-            return self.apply(image, network)
-        with torch.autocast(image.device.type, dtype=self.precision):
-            return self.apply(image, network).float()
 
 
 def build_trainer(
