@@ -8,8 +8,8 @@ import pytest
 import torch
 from monai.data import DataLoader
 
-from pipeline.training import engines
 from pipeline.model.precision import Forward, half_precision
+from pipeline.training import engines
 from pipeline.training.engines import build_evaluator, build_trainer
 from pipeline.training.losses import build_loss
 
