@@ -13,7 +13,7 @@ TRAIN_OPTIONS := --preset quick --fold 0 --set preprocessing.spacing_mm=3 \
     --set preprocessing.gaussian_sigma=null --set training.dice_smoothing=100 \
     --set training.max_epochs=15
 
-.PHONY: train segment bundle test check lint benchmark clean
+.PHONY: train segment report bundle test check lint benchmark clean
 
 train: $(COHORT)/datalist.json
 	$(BIN)/python -m pipeline.train $(COHORT)/datalist.json $(TRAIN_OPTIONS) \
@@ -23,6 +23,10 @@ train: $(COHORT)/datalist.json
 segment: $(RUN)/summary.json
 	$(BIN)/python -m pipeline.infer -m $(RUN) $(COHORT)/datalist.json --fold 0 -o $(RUN)/masks
 	$(BIN)/python -m pipeline.evaluate $(RUN)/masks $(COHORT)/datalist.json --fold 0 -o $(RUN)/scores
+
+# Scores and every case in one HTML file, which is opened from disk.
+report: $(RUN)/summary.json
+	$(BIN)/python -m pipeline.report $(RUN) $(COHORT)/datalist.json --fold 0 -o $(RUN)/report.html
 
 # Export, then run the bundle on one phantom as users of MONAI do, with the code that the bundle carries.
 bundle: $(RUN)/summary.json
@@ -42,12 +46,8 @@ check: $(COHORT)/datalist.json
 
 # Ours and what one would write without it, in turn, on an idle machine: an hour. By name: make
 # benchmark BENCHMARKS="reading metrics"
-benchmark: $(VENV)/.benchmark
+benchmark: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(BENCHMARKS)
-
-$(VENV)/.benchmark: $(VENV)/.installed
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[benchmark]"
-	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check .

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -31,8 +30,6 @@ BENCHMARKS = (
     "metrics",
     "startup",
 )
-# What the extra `benchmark` installs, by the benchmarks that need it.
-NEEDS = {"scaling": "matplotlib", "metrics": "skimage"}
 REPEATS = 5
 
 
@@ -50,14 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"expected names among {', '.join(BENCHMARKS)}; found {', '.join(unknown)}")
     names = arguments.names or BENCHMARKS
-    missing = [
-        f"{name} needs {NEEDS[name]}"
-        for name in names
-        if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None
-    ]
-    if missing:
-        remedy = 'python -m pip install --editable ".[benchmark]"'
-        parser.error(f"{'; '.join(missing)}, which is not installed. Install it: {remedy}")
     if len(names) == 1:
         _measure(names[0], repeats=arguments.repeats)
         return 0

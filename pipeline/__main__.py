@@ -13,6 +13,7 @@ VERBS = {
     "train": "train and validate the network",
     "infer": "segment cases with one or several trained networks",
     "evaluate": "score masks against references, or two sets of masks against each other",
+    "report": "show scores, curves and every case in one HTML file, with pictures and meshes",
     "export": "make a MONAI bundle of a run, proven to give the same masks",
 }
 

@@ -40,7 +40,7 @@ LEAVES = {
     "transforms": {"transforms", "numpy", "torch", "monai"},
     "networks": {"networks", "torch", "monai"},
 }
-VERBS = ("phantom", "make_datalist", "check", "train", "infer", "evaluate", "export")
+VERBS = ("phantom", "make_datalist", "check", "train", "infer", "evaluate", "export", "report")
 
 
 def modules() -> list[str]:

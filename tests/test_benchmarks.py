@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import json
 import time
 from pathlib import Path
@@ -188,13 +189,18 @@ def test_a_wrong_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "found nothing" in capsys.readouterr().err
 
 
-def test_what_is_missing_is_told_before_anything_is_run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_each_runs_in_a_process_of_its_own_until_one_fails(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command, "NEEDS", {"scaling": "matplotlib_of_nobody"})
-    with pytest.raises(SystemExit, match="2"):
-        command.main([])
-    said = capsys.readouterr()
-    assert "scaling needs matplotlib_of_nobody" in said.err
-    assert 'pip install --editable ".[benchmark]"' in said.err
-    assert said.out == ""
+    started: list[list[str]] = []
+
+    def run(words: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+        started.append(words[1:])
+        return subprocess.CompletedProcess(words, returncode=len(started) - 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert command.main(["reading", "metrics", "network", "--repeats", "2"]) == 1
+    assert started == [
+        ["-m", "benchmarks", "reading", "--repeats=2"],
+        ["-m", "benchmarks", "metrics", "--repeats=2"],
+    ]

@@ -69,8 +69,12 @@ class LesionScores:
     num_false: int
 
 
+DILATION_VOXELS = 3
+MIN_VOLUME_MM3 = 50.0
+
+
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """Parts of a mask: `labels` (X, Y, Z) is 1 to N, 0 outside; the rest is indexed by label."""
 
     labels: np.ndarray
@@ -78,7 +82,8 @@ class _Parts:
     boxes: Sequence[Box]
 
     @classmethod
-    def of_labels(cls, labels: np.ndarray) -> _Parts:
+    def of_labels(cls, labels: np.ndarray) -> Parts:
+        """Return the parts of labels (X, Y, Z), 1 to N and 0 outside."""
         statistics = cc3d.statistics(labels)
         return cls(
             labels=labels,
@@ -92,13 +97,45 @@ class _Parts:
         return range(1, len(self.num_voxels))
 
 
+@dataclass(frozen=True)
+class Matches:
+    """The lesions of a reference, the components of a prediction, and which belong together.
+
+    `components_of` has the labels of the components, ascending, of each lesion that has any.
+    """
+
+    lesions: Parts
+    components: Parts
+    components_of: dict[int, list[int]]
+
+    def counts(self, label: int, *, voxel_mm3: float, min_volume_mm3: float) -> bool:
+        """Tell whether a lesion is large enough for the scores."""
+        volume_mm3 = float(self.lesions.num_voxels[label]) * voxel_mm3
+        return volume_mm3 > min_volume_mm3 * (1 + _SPACING_ROUNDING)
+
+
+def match_lesions(
+    prediction: np.ndarray, reference: np.ndarray, *, dilation_voxels: int = DILATION_VOXELS
+) -> Matches:
+    """Return the lesions and components of two masks (X, Y, Z): steps 1 to 3.
+
+    The masks may be cut to `occupied_box` of their union: their dilations need no margin.
+    """
+    components = Parts.of_labels(_connected(prediction))
+    # A lesion's own dilation is the component of the dilated reference that it lies in: the steps
+    # of a dilation are connected, and another lesion's never touch them. One dilation serves both.
+    grown = _connected(_dilated(reference, dilation_voxels=dilation_voxels))
+    lesions = Parts.of_labels(np.where(reference, grown, 0))
+    return Matches(lesions, components, _touching(grown, components.labels))
+
+
 def lesion_scores(
     prediction: np.ndarray,
     reference: np.ndarray,
     *,
     spacing_mm: Sequence[float],
-    dilation_voxels: int = 3,
-    min_volume_mm3: float = 50.0,
+    dilation_voxels: int = DILATION_VOXELS,
+    min_volume_mm3: float = MIN_VOLUME_MM3,
 ) -> LesionScores:
     """Return the lesion-wise scores of one region; the module's docstring defines them.
 
@@ -114,16 +151,11 @@ def lesion_scores(
             negative.
     """
     _require_fitting(prediction, reference, dilation_voxels=dilation_voxels)
-    box = _occupied_box(prediction | reference)
-    components = _Parts.of_labels(_connected(prediction[box]))
-    # A lesion's own dilation is the component of the dilated reference that it lies in: the steps
-    # of a dilation are connected, and another lesion's never touch them. One dilation serves both.
-    grown = _connected(_dilated(reference[box], dilation_voxels=dilation_voxels))
-    lesions = _Parts.of_labels(np.where(reference[box], grown, 0))
-    matches = _touching(grown, components.labels)
-    volumes_mm3 = lesions.num_voxels * math.prod(spacing_mm)
-    largest_left_out_mm3 = min_volume_mm3 * (1 + _SPACING_ROUNDING)
-    kept = [label for label in lesions.all if volumes_mm3[label] > largest_left_out_mm3]
+    box = occupied_box(prediction | reference)
+    matched = match_lesions(prediction[box], reference[box], dilation_voxels=dilation_voxels)
+    lesions, components, matches = matched.lesions, matched.components, matched.components_of
+    limits = {"voxel_mm3": math.prod(spacing_mm), "min_volume_mm3": min_volume_mm3}
+    kept = [label for label in lesions.all if matched.counts(label, **limits)]
     found = {label: matches[label] for label in kept if label in matches}
     absorbed = {component for members in matches.values() for component in members}
     return _summary(
@@ -161,7 +193,7 @@ def _summary(
     )
 
 
-def _dices(lesions: _Parts, components: _Parts, found: dict[int, list[int]]) -> list[float]:
+def _dices(lesions: Parts, components: Parts, found: dict[int, list[int]]) -> list[float]:
     """Return the Dice of each found lesion, from counts alone."""
     # A predicted voxel within a lesion belongs to one of its components: they touch the lesion.
     overlap = np.bincount(lesions.labels[components.labels > 0], minlength=len(lesions.num_voxels))
@@ -174,8 +206,8 @@ def _dices(lesions: _Parts, components: _Parts, found: dict[int, list[int]]) -> 
 
 
 def _distances_mm(
-    lesions: _Parts,
-    components: _Parts,
+    lesions: Parts,
+    components: Parts,
     found: dict[int, list[int]],
     *,
     spacing_mm: Sequence[float],
@@ -213,7 +245,7 @@ def _dilated(mask: np.ndarray, *, dilation_voxels: int) -> np.ndarray:
     return ndimage.binary_dilation(mask, _DILATION_ELEMENT, iterations=dilation_voxels)
 
 
-def _occupied_box(mask: np.ndarray) -> Box:
+def occupied_box(mask: np.ndarray) -> Box:
     """Return the box around a mask.
 
     Dilations need no margin: their steps beyond a side of the box have the same neighbours as

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.data.colours import colours_of
+from pipeline.data.slices import class_layer, grey_levels, overlaid, section
 
 OPACITY = 0.6
 
@@ -16,30 +16,14 @@ def panel(image: np.ndarray, *, truth: np.ndarray, prediction: np.ndarray) -> np
     shown as radiologists see it: anterior up, the patient's left on the right.
 
     Args:
-        image: (X, Y, Z), any range.
+        image: (X, Y, Z), any range; its axes run to the left and to the back, as the pipeline's do.
         truth: (X, Y, Z), class indices.
         prediction: (X, Y, Z), class indices.
     """
-    grey = _to_grey(image)
     tumour = truth if truth.any() else prediction
     z = int((tumour > 0).sum(axis=(0, 1)).argmax()) if tumour.any() else image.shape[2] // 2
-    views = [
-        grey[:, :, z],
-        _overlay(grey[:, :, z], truth[:, :, z]),
-        _overlay(grey[:, :, z], prediction[:, :, z]),
+    grey = section(grey_levels(image), "axial", z)
+    layers = [
+        class_layer(section(mask, "axial", z), opacity=OPACITY) for mask in (truth, prediction)
     ]
-    # Arrays run to the left and to the back: transposed, rows go down to the back.
-    return np.concatenate([view.transpose(1, 0, 2) for view in views], axis=1)
-
-
-def _to_grey(image: np.ndarray) -> np.ndarray:
-    low, high = np.quantile(image, (0.01, 0.999))
-    scaled = np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255
-    return np.repeat(scaled.astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def _overlay(grey: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    inside = classes > 0
-    coloured = grey.astype(np.float32)
-    coloured[inside] = (1 - OPACITY) * coloured[inside] + OPACITY * colours_of(classes)[inside]
-    return coloured.astype(np.uint8)
+    return np.concatenate([overlaid(grey), *(overlaid(grey, layer) for layer in layers)], axis=1)

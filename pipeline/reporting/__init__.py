@@ -1,0 +1,1 @@
+"""What people look at: figures, meshes, and the report that holds everything in one file."""
