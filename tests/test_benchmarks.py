@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import json
+import subprocess
 import time
 from pathlib import Path
 
