@@ -1,4 +1,4 @@
-# `make train`, `make segment`, `make bundle`: a demonstration; `make test`: the tests. What is finished
+# `make train`, `make segment`, `make report`, `make bundle`: a demonstration; `make test`: the tests. What is finished
 # is not done again.
 PYTHON ?= python3
 VENV := .venv

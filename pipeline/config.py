@@ -83,6 +83,9 @@ class TrainingSettings(Stage):
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of all gradients")
     accumulation_steps: int = Field(1, ge=1, description="batches per optimiser step")
     amp: bool = Field(True, description="mixed precision; has an effect on CUDA only")
+    torch_compile: bool = Field(
+        False, description="fuse kernels: a minute at the start, and a C++ compiler is needed"
+    )
     deterministic: bool = Field(
         True, description="ask torch for deterministic kernels, so that a resumed run is equal"
     )

@@ -77,7 +77,7 @@ def _contents(arguments: argparse.Namespace) -> Contents:
     from pipeline.data.datalist import read_datalist
     from pipeline.errors import SettingsError
     from pipeline.reporting.build import Contents
-    from pipeline.reporting.overview import charts_of, scored
+    from pipeline.reporting.overview import calibration_chart, charts_of, scored
     from pipeline.reporting.sources import cases_of, find_source
 
     source = find_source(arguments.source)
@@ -97,7 +97,7 @@ def _contents(arguments: argparse.Namespace) -> Contents:
         regions=datalist.region_classes(),
         cases=ordered,
         report=report,
-        charts=charts_of(source, report),
+        charts=charts_of(source, report) + calibration_chart(source, datalist, cases),
         warnings=(),
     )
 

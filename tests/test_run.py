@@ -119,6 +119,22 @@ def test_a_run_leaves_everything(whole: Path) -> None:
     assert "background_article_dice" in lines[0]
 
 
+def test_a_compiled_network_is_the_same_network(
+    runner: Runner, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    compile_module = torch.nn.Module.compile
+
+    def compile_eagerly(self: torch.nn.Module) -> None:
+        compiled.append(self)
+        compile_module(self, backend="eager")  # the same graph, without a C++ compiler
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    runner(tmp_path / "run", training={"torch_compile": True})
+    assert len(compiled) == 1
+    assert_same_run(tmp_path / "run", whole, apart_from=("training",))
+
+
 # 4 is the end of an epoch before its validation; accumulation is open after 1, 2 and 5.
 @pytest.mark.parametrize("iteration", [1, 2, 3, 4, 5, 7])
 def test_resumed_equals_uninterrupted(

@@ -22,11 +22,29 @@ def expected_calibration_error(
 ) -> float:
     """Return the top-label expected calibration error (ECE), 0 (calibrated) to 1.
 
+    It is the mean over all voxels of |share of right predictions - mean confidence| of a voxel's
+    bin. Arguments and errors are those of `calibration_bins`; the mask must hold a voxel.
+    """
+    bins = calibration_bins(probabilities, reference, num_bins=num_bins, mask=mask)
+    num_voxels, confidence, right = bins.T
+    if num_voxels.sum() == 0:
+        raise ValueError("no voxel to take the calibration error of: the mask is empty")
+    return float(np.abs(right - confidence).sum() / num_voxels.sum())
+
+
+def calibration_bins(
+    probabilities: np.ndarray,
+    reference: np.ndarray,
+    *,
+    num_bins: int = 15,
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return of each bin its voxels, the sum of their confidences, and how many are right.
+
     A voxel's confidence is its largest probability, its prediction the class that has it (the first
     of several). The voxels go into `num_bins` bins of equal width by confidence; bin m of M holds
     (m - 1)/M < confidence <= m/M, the first one 0 as well and the last one what rounding lifted
-    above 1. The edges m/M and the sums are float64. The error is the mean over all voxels
-    of |share of right predictions - mean confidence| of a voxel's bin.
+    above 1. The edges m/M and the sums, (num_bins, 3), are float64.
 
     Args:
         probabilities: (C, X, Y, Z), floating point, summing to 1 over C.
@@ -36,14 +54,12 @@ def expected_calibration_error(
             easy background outweighs its tumour.
 
     Raises:
-        ValueError: The shapes do not fit, `mask` is not boolean or holds no voxel, `num_bins` is
-            not positive, a class index is not one of the channels, or a confidence cannot be a
-            probability (logits, not a number).
+        ValueError: The shapes do not fit, `mask` is not boolean, `num_bins` is not positive, a
+            class index is not one of the channels, or a confidence cannot be a probability (logits,
+            not a number).
     """
     _require_fitting(probabilities, reference, num_bins=num_bins, mask=mask)
-    num_voxels = 0
-    # Per bin: right predictions less the sum of the confidences.
-    gaps = np.zeros(num_bins)
+    bins = np.zeros((num_bins, 3))
     slab_size = max(1, _SLAB_VOXELS // max(1, reference[:1].size))
     for start in range(0, len(reference), slab_size):
         slab = slice(start, start + slab_size)
@@ -51,15 +67,12 @@ def expected_calibration_error(
         scores = probabilities[:, slab][:, chosen].reshape(len(probabilities), -1)
         classes = reference[slab][chosen].reshape(-1)
         if classes.size:
-            num_voxels += classes.size
-            gaps += _bin_gaps(scores, classes, num_bins=num_bins)
-    if num_voxels == 0:
-        raise ValueError("no voxel to take the calibration error of: the mask is empty")
-    return float(np.abs(gaps).sum() / num_voxels)
+            bins += _bins_of(scores, classes, num_bins=num_bins)
+    return bins
 
 
-def _bin_gaps(scores: np.ndarray, classes: np.ndarray, *, num_bins: int) -> np.ndarray:
-    """Return right predictions less confidences, (num_bins,), of scores (C, N), classes (N,)."""
+def _bins_of(scores: np.ndarray, classes: np.ndarray, *, num_bins: int) -> np.ndarray:
+    """Return what `calibration_bins` does, of scores (C, N) and classes (N,)."""
     confidence = scores.max(axis=0).astype(np.float64)
     _require_probabilities(confidence, num_classes=len(scores))
     if classes.min() < 0 or classes.max() >= len(scores):
@@ -70,7 +83,8 @@ def _bin_gaps(scores: np.ndarray, classes: np.ndarray, *, num_bins: int) -> np.n
     right = scores.argmax(axis=0) == classes
     # side="left": a confidence on an edge belongs to the bin below it.
     bins = np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")
-    return np.bincount(bins, weights=right - confidence, minlength=num_bins)
+    sums = (np.bincount(bins, weights, num_bins) for weights in (None, confidence, right))
+    return np.stack(list(sums), axis=1)
 
 
 def _require_probabilities(confidence: np.ndarray, *, num_classes: int) -> None:

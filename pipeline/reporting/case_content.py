@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class CaseContent:
         affine: (4, 4), voxel indices to RAS+ mm.
         images: modality -> float32.
         masks: "prediction", and "truth" where there is one -> class indices, uint8.
-        maps: "uncertainty" -> float32, where it was written.
+        maps: "uncertainty" -> float32, the entropy as a share of the highest possible one, where it
+            was written.
         result: the scores, where there is a truth.
     """
 
@@ -89,7 +91,7 @@ def read_case(
         affine=affine,
         images=dict(zip(modalities, voxels, strict=True)),
         masks=found,
-        maps=_maps(path.parent, case),
+        maps=_maps(path.parent, case, num_classes=len(label_values)),
         result=result,
     )
 
@@ -119,12 +121,12 @@ def facts_of(content: CaseContent, regions: Mapping[str, tuple[int, ...]]) -> Gr
     return Grid("Volumes and scores", tuple(headings), rows)
 
 
-def _maps(masks: Path, case: Case) -> dict[str, np.ndarray]:
+def _maps(masks: Path, case: Case, *, num_classes: int) -> dict[str, np.ndarray]:
     path = map_path(masks, case.id, ENTROPY)
     if not path.is_file():
         return {}
     volumes, _ = read_image(path, dtype=np.float32, channels=True)
-    return {"uncertainty": volumes[0]}
+    return {"uncertainty": volumes[0] / math.log(num_classes)}
 
 
 def _number(value: float | None, *, digits: int) -> str:

@@ -93,7 +93,7 @@ def viewer_payload(
     Args:
         images: modality -> (X, Y, Z), any range; may be empty.
         masks: "truth" and "prediction", what there is -> class indices, uint8 (X, Y, Z).
-        maps: name -> (X, Y, Z), at least 0, such as an entropy.
+        maps: name -> (X, Y, Z), from 0 to 1: so that the cases' colours mean the same.
         affine: (4, 4), voxel indices to RAS+ mm.
     """
     crop = crop_of([*images.values(), *masks.values()], affine=affine)
@@ -104,8 +104,12 @@ def viewer_payload(
         "masks": {
             name: exact(each[crop.box].astype(np.uint8, copy=False)) for name, each in masks.items()
         },
-        "maps": {name: picture(grey_levels(each[crop.box])) for name, each in maps.items()},
+        "maps": {name: picture(_shares(each[crop.box])) for name, each in maps.items()},
     }
+
+
+def _shares(volume: np.ndarray) -> np.ndarray:
+    return np.rint(255 * np.clip(np.nan_to_num(volume), 0, 1)).astype(np.uint8)
 
 
 def _text(content: bytes) -> str:

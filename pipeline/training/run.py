@@ -95,6 +95,8 @@ class TrainingRun:
         # The weights decide for all layers.
         layout = memory_format_of(network, device)
         self.network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+        if settings["training"]["torch_compile"]:
+            self.network.compile()  # in place: weights keep their names
         self.data = data
         self.settings = settings
         self.fingerprint = fingerprint
