@@ -254,6 +254,9 @@
     view = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.94, 0.89, 0.26, 0.8],
+      crosshairGap: 6,
+      crosshairWidth: 0.6,
+      crosshairWidthUnit: "mm",
       dragAndDropEnabled: false,
       isRadiologicalConvention: true,
       sagittalNoseLeft: true,
