@@ -230,6 +230,23 @@ def test_a_case_without_images_or_tumour_is_shown() -> None:
     assert not decoded(payload["masks"]["prediction"], [4, 4, 4]).any()
 
 
+def test_calibration_and_uncertainty_where_they_were_written(cohort: Path, tmp_path: Path) -> None:
+    masks, out = tmp_path / "masks", tmp_path / "report.html"
+    certain = np.moveaxis(np.eye(4, dtype=np.float32)[nested_label(SHAPE)], -1, 0)
+    probabilities = (0.6 * certain + 0.1).transpose(1, 2, 3, 0)
+    save_nifti(masks / "case_0_probabilities.nii.gz", probabilities, AFFINE)
+    entropy = np.full((*SHAPE, 4), np.log(4) / 2, np.float32)
+    save_nifti(masks / "case_0_entropy.nii.gz", entropy, AFFINE)
+    assert report(masks, cohort, "--html-only", out=out) == 0
+    page = Page(out)
+    assert len(page.all("svg")) == 3
+    assert "in voxels that are tumour in mask or reference; cases: 1" in page.text
+    payload = page.payload([tag["aria-label"] for tag in page.all("article")].index("case_0"))
+    picture_of_map = base64.b64decode(payload["maps"]["uncertainty"]["webp"])
+    levels = np.asarray(Image.open(io.BytesIO(picture_of_map)).convert("L"))
+    assert abs(int(np.median(levels[levels > 0])) - 128) <= 3  # half of the highest entropy
+
+
 def run_folder(folder: Path) -> Path:
     folder.mkdir()
     (folder / SETTINGS).write_text(json.dumps({"seed": 7, "training": {"max_epochs": 2}}))

@@ -83,7 +83,7 @@ def calibration_chart(source: Source, datalist: DataList, cases: Sequence[Masked
     filled = bins[bins[:, 0] > 0]
     shares = [(confidence / n, right / n, int(n)) for n, confidence, right in filled]
     title = "How often the network is right against how sure it is"
-    where = f"in voxels that are tumour in mask or reference, {len(pairs)} cases"
+    where = f"in voxels that are tumour in mask or reference; cases: {len(pairs)}"
     return [Chart(reliability(shares, title=title), f"{title}, {where}.")]
 
 
