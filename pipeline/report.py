@@ -10,6 +10,7 @@ regions in the scanner's millimetres, and a table of lesions. A run's masks are 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +75,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def _contents(arguments: argparse.Namespace) -> Contents:
+    from pipeline.data.checking import check_visibly, raise_if_errors
     from pipeline.data.datalist import read_datalist
     from pipeline.errors import SettingsError
     from pipeline.reporting.build import Contents
@@ -83,11 +85,15 @@ def _contents(arguments: argparse.Namespace) -> Contents:
     source = find_source(arguments.source)
     if source.masks is None:
         charts, warnings = charts_of(source, None), [source.without_cases]
-        return Contents(source, "", (), {}, {}, (), None, charts, warnings)
+        return Contents(source, "", (), {}, {}, (), None, charts, warnings, ())
     if arguments.list is None:
         raise SettingsError(f"{source.name}: masks need the data list (LIST) they are of.")
     datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
     cases = cases_of(source, datalist, fold=arguments.fold, ids=arguments.cases)
+    shown = tuple(masked.case for masked in cases)
+    checked = dataclasses.replace(datalist, training=shown, validation=(), testing=())
+    problems = check_visibly(checked, border_crop=None, mask_nonfinite=True)
+    raise_if_errors(checked, problems)
     report, ordered = scored(source, datalist, cases)
     return Contents(
         source,
@@ -99,6 +105,7 @@ def _contents(arguments: argparse.Namespace) -> Contents:
         report=report,
         charts=charts_of(source, report) + calibration_chart(source, datalist, cases),
         warnings=(),
+        problems=problems,
     )
 
 

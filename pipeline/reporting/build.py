@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.colours import CLASS_COLOURS, ERROR_COLOURS
-from pipeline.errors import ResourceError
+from pipeline.errors import Problem, ResourceError
 from pipeline.evaluation.definitions import STATED_RULE
 from pipeline.evaluation.report import Report, definitions, warnings_of
-from pipeline.evaluation.tables import result_grids, worst_grid
+from pipeline.evaluation.tables import Grid, result_grids, worst_grid
 from pipeline.reporting.case_content import CaseContent, facts_of, read_case
 from pipeline.reporting.document import CaseView, Chart, Document, html_parts
 from pipeline.reporting.sources import Masked, Source
@@ -33,6 +33,7 @@ class Contents:
         report: scores of those that have a truth; None where none has.
         charts: figures of the overview.
         warnings: what keeps the numbers from being taken at face value.
+        problems: what the check of the cases warns of.
     """
 
     source: Source
@@ -44,6 +45,7 @@ class Contents:
     report: Report | None
     charts: Sequence[Chart]
     warnings: Sequence[str]
+    problems: Sequence[Problem]
 
 
 def document_of(contents: Contents) -> Document:
@@ -62,7 +64,10 @@ def document_of(contents: Contents) -> Document:
         errors=list(ERROR_COLOURS.items()),
         regions=contents.regions,
         warnings=[*(warnings_of(report.results) if report else []), *contents.warnings],
-        grids=[*result_grids(report), worst_grid(report)] if report else [],
+        grids=[
+            *([*result_grids(report), worst_grid(report)] if report else []),
+            *([_check_grid(contents.problems)] if contents.problems else []),
+        ],
         rule=STATED_RULE if report else "",
         charts=contents.charts,
         settings=list(_flat(contents.source.settings)),
@@ -121,6 +126,18 @@ def write_html(path: Path, document: Document, cases: Iterator[CaseView]) -> int
     finally:
         temporary.unlink(missing_ok=True)
     return path.stat().st_size
+
+
+def _check_grid(problems: Sequence[Problem]) -> Grid:
+    rows: list[tuple[str, ...]] = [
+        (
+            problem.case,
+            problem.file,
+            f"{problem.kind}: expected {problem.expected}; found {problem.found}",
+        )
+        for problem in problems
+    ]
+    return Grid("What the check of the cases warns of", ("case", "file", "what"), rows)
 
 
 def _subtitle(contents: Contents) -> str:
