@@ -29,7 +29,7 @@ from pipeline.errors import DataError, ResourceError
 from pipeline.model.trained import TrainedModel, load_model
 
 ROOT = Path(__file__).parents[1]
-INFERER = {"window": None, "overlap": 0.5, "flips": False, "content_only": True, "divisor": 2}
+INFERER = {"window": None, "overlap": 0.5, "flips": False, "divisor": 2, "content_only": True}
 # All that MONAI evaluates in our configurations: paths, the device, a switch, the run itself.
 EXPRESSIONS = {
     "$@bundle_root + '/models/model.pt'",

@@ -16,7 +16,7 @@ from pipeline.bundle.contents import bundle_files
 from pipeline.errors import DataError
 from pipeline.model.trained import TrainedModel, load_model
 
-INFERER = {"window": None, "overlap": 0.5, "flips": False, "content_only": True, "divisor": 2}
+INFERER = {"window": None, "overlap": 0.5, "flips": False, "divisor": 2, "content_only": True}
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ from transforms import classes_to_values
 ROOT = Path(__file__).parents[1]
 ORIGINAL = build_settings().model_dump(mode="json")["preprocessing"]
 UNET = {"name": "UNet3D", "num_levels": 2, "num_filters": 2}
-INFERER = {"window": None, "overlap": 0.5, "flips": False, "content_only": True, "divisor": 2}
+INFERER = {"window": None, "overlap": 0.5, "flips": False, "divisor": 2, "content_only": True}
 TIME_LIMIT_S = 300
 
 

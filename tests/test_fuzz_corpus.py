@@ -55,7 +55,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     read_image(folder / "series")
     model = load_model(save_model(folder / "run", network=TINY))
     model.build()
-    inferer = {"window": None, "overlap": 0.5, "flips": False, "content_only": True, "divisor": 1}
+    inferer = {"window": None, "overlap": 0.5, "flips": False, "divisor": 1, "content_only": True}
     files = bundle_files(model, inferer=inferer)
     return {name: files[name] for name in (METADATA, WEIGHTS)}
 

@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def bundle(checkpoint: bytes, tmp_path_factory: pytest.TempPathFactory) -> Files:
     path = tmp_path_factory.mktemp("run") / "best.pt"
     path.write_bytes(checkpoint)
-    inferer = {"window": None, "overlap": 0.5, "flips": False, "content_only": True, "divisor": 1}
+    inferer = {"window": None, "overlap": 0.5, "flips": False, "divisor": 1, "content_only": True}
     files = bundle_files(load_model(path), inferer=inferer)
     return {name: files[name] for name in (METADATA, WEIGHTS)}
 

@@ -35,7 +35,7 @@ from pipeline.model import checkpoint
 from pipeline.model.trained import load_model
 
 ROOT = Path(__file__).parents[1]
-INFERER = {"window": None, "overlap": 0.5, "flips": False, "content_only": True, "divisor": 2}
+INFERER = {"window": None, "overlap": 0.5, "flips": False, "divisor": 2, "content_only": True}
 Captured = pytest.CaptureFixture[str]
 
 
