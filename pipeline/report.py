@@ -75,7 +75,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def _contents(arguments: argparse.Namespace) -> Contents:
-    from pipeline.data.checking import check_visibly, raise_if_errors
+    from pipeline.data.checking import check_visibly
     from pipeline.data.datalist import read_datalist
     from pipeline.errors import SettingsError
     from pipeline.reporting.build import Contents
@@ -92,8 +92,8 @@ def _contents(arguments: argparse.Namespace) -> Contents:
     cases = cases_of(source, datalist, fold=arguments.fold, ids=arguments.cases)
     shown = tuple(masked.case for masked in cases)
     checked = dataclasses.replace(datalist, training=shown, validation=(), testing=())
+    # Errors too are told and no more: what cannot be read cannot be scored or shown either.
     problems = check_visibly(checked, border_crop=None, mask_nonfinite=True)
-    raise_if_errors(checked, problems)
     report, ordered = scored(source, datalist, cases)
     return Contents(
         source,

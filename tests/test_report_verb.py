@@ -230,14 +230,14 @@ def test_a_case_without_images_or_tumour_is_shown() -> None:
     assert not decoded(payload["masks"]["prediction"], [4, 4, 4]).any()
 
 
-def test_what_the_check_warns_of_is_told(cohort: Path, tmp_path: Path) -> None:
+def test_what_the_check_finds_is_told(cohort: Path, tmp_path: Path) -> None:
     image = nib.load(cohort.parent / "case_0" / "case_0_t1.nii.gz")
     constant = np.full(SHAPE, 7, np.int16)
     save_nifti(cohort.parent / "case_0" / "case_0_t1.nii.gz", constant, image.affine)
     out = tmp_path / "report.html"
     assert report(tmp_path / "masks", cohort, "--html-only", "--cases", "case_0", out=out) == 0
     text = Page(out).text
-    assert "What the check of the cases warns of" in text
+    assert "What the check of the cases found" in text
     assert "constant" in text
 
 

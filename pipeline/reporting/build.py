@@ -33,7 +33,7 @@ class Contents:
         report: scores of those that have a truth; None where none has.
         charts: figures of the overview.
         warnings: what keeps the numbers from being taken at face value.
-        problems: what the check of the cases warns of.
+        problems: what the check of the cases found.
     """
 
     source: Source
@@ -133,11 +133,11 @@ def _check_grid(problems: Sequence[Problem]) -> Grid:
         (
             problem.case,
             problem.file,
-            f"{problem.kind}: expected {problem.expected}; found {problem.found}",
+            f"{problem.severity}: {problem.kind}: expected {problem.expected}; found {problem.found}",
         )
         for problem in problems
     ]
-    return Grid("What the check of the cases warns of", ("case", "file", "what"), rows)
+    return Grid("What the check of the cases found", ("case", "file", "what"), rows)
 
 
 def _subtitle(contents: Contents) -> str:
