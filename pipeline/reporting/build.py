@@ -133,11 +133,12 @@ def _check_grid(problems: Sequence[Problem]) -> Grid:
         (
             problem.case,
             problem.file,
-            f"{problem.severity}: {problem.kind}: expected {problem.expected}; found {problem.found}",
+            problem.severity,
+            f"{problem.kind}: expected {problem.expected}; found {problem.found}",
         )
         for problem in problems
     ]
-    return Grid("What the check of the cases found", ("case", "file", "what"), rows)
+    return Grid("What the check of the cases found", ("case", "file", "severity", "what"), rows)
 
 
 def _subtitle(contents: Contents) -> str:
