@@ -146,7 +146,7 @@ def test_the_files_beside_it(
     empty = {path.name for path in (folder / "case_1").iterdir() if path.is_file()}
     assert empty == pictures
     said = capsys.readouterr().out
-    assert "3 cases: about 1 min" in said
+    assert "3 cases: about 0.3 min" in said
     megabytes = (tmp_path / "new" / "report.html").stat().st_size / 1e6
     assert f"report.html ({megabytes:.1f} MB): open it in a browser." in said
 
