@@ -151,6 +151,20 @@ def test_the_files_beside_it(
     assert f"report.html ({megabytes:.1f} MB): open it in a browser." in said
 
 
+def test_meshes_of_an_earlier_mask_go(cohort: Path, tmp_path: Path) -> None:
+    masks, out = tmp_path / "masks", tmp_path / "report.html"
+    assert report(masks, cohort, "--cases", "case_0", out=out) == 0
+    folder = tmp_path / "report" / "case_0"
+    assert (folder / "ET.stl").exists()
+    without = nested_label(SHAPE)
+    without[without == 3] = 2
+    save_nifti(masks / "case_0_seg.nii.gz", VALUES[without], AFFINE)
+    assert report(masks, cohort, "--cases", "case_0", out=out) == 0
+    found = sorted(path.name for path in folder.glob("*.stl"))
+    assert found == ["TC.stl", "WT.stl"]
+    assert (folder / "truth" / "ET.stl").exists()
+
+
 def test_names_do_nothing(cohort: Path, tmp_path: Path) -> None:
     """Labels may be called anything; a case's id is that of a file."""
     content = json.loads(cohort.read_text())

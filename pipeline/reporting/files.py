@@ -17,7 +17,7 @@ from pipeline.reporting.case_content import CaseContent
 from pipeline.reporting.document import CaseView
 from pipeline.reporting.figures import overview_figure, panel_figure
 from pipeline.reporting.lesion_table import LesionRow, lesion_csv, lesion_rows
-from pipeline.reporting.meshes import mesh_files
+from pipeline.reporting.meshes import GLB, mesh_files
 from pipeline.reporting.volumes import WEBP_QUALITY
 
 OVERVIEW, PANEL, PLANES, LESIONS = "overview.png", "slices.png", "planes.gif", "lesions.csv"
@@ -72,12 +72,16 @@ class CaseFiles:
         places = {"prediction": folder, "truth": folder / TRUTH_MESHES}
         for source, classes in content.masks.items():
             places[source].mkdir(exist_ok=True)
-            mesh_files(
+            written = mesh_files(
                 classes,
                 affine=content.affine,
                 regions=self.contents.regions,
                 folder=places[source],
             )
+            # Of a region that an earlier mask had.
+            for path in [*places[source].glob("*.stl"), *places[source].glob(GLB)]:
+                if path not in (*written.stl.values(), written.glb):
+                    path.unlink()
 
     def counted(self, cases: Iterator[CaseView]) -> Iterator[CaseView]:
         """Yield `cases` behind a progress bar."""
