@@ -280,7 +280,6 @@
       link.addEventListener("click", () => open(Number(link.dataset.case))),
     );
     await open(0);
-    window.viewerIsReady = true;
   }
 
   start().catch((error) => {
