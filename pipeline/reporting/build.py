@@ -92,7 +92,6 @@ def case_views(
         yield CaseView(
             name=masked.case.id,
             grids=[facts_of(content, contents.regions)],
-            notes=[],
             picture=picture,
             alt=alt,
             payload=viewer_payload(

@@ -37,7 +37,6 @@ class CaseView:
     Attributes:
         name: the case's id.
         grids: tables: volumes, scores, lesions.
-        notes: sentences below them.
         picture: PNG or WebP bytes with their type, such as "image/png"; None if there is none.
         alt: what the picture shows, for those who cannot see it.
         payload: of `pipeline.reporting.volumes.viewer_payload`.
@@ -45,7 +44,6 @@ class CaseView:
 
     name: str
     grids: Sequence[Grid]
-    notes: Sequence[str]
     picture: tuple[str, bytes] | None
     alt: str
     payload: Mapping[str, Any]
@@ -126,7 +124,6 @@ def _case(case: CaseView) -> dict[str, Any]:
     return {
         "name": case.name,
         "grids": case.grids,
-        "notes": case.notes,
         "picture": picture,
         "alt": case.alt,
         "payload": _json(case.payload),
