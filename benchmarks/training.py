@@ -112,7 +112,7 @@ def _our_step(network: nn.Module, image: Tensor, label: Tensor) -> Step:
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(forward(image, network), label)
+        loss: Tensor = loss_of(forward(image, network), label)  # type: ignore[arg-type]  # no list
         loss.backward()
         optimizer.step()
         return loss.item()

@@ -1,7 +1,8 @@
 """The networks one can choose from: a name for each, and how it is built from plain settings.
 
 Every network maps an image (B, in_channels, X, Y, Z) to logits (B, out_channels, X, Y, Z) and has
-an attribute `divisor`: X, Y and Z must be multiples of it.
+an attribute `divisor`: X, Y and Z must be multiples of it. In training it may return a list, with
+the logits of coarser levels behind its own, each half the size of the one before.
 
 To add one, write its builder and give it a line in `NETWORKS`. A builder takes `in_channels`,
 `out_channels` and settings that JSON can hold; the settings of MONAI's networks keep MONAI's names.
@@ -18,7 +19,9 @@ from typing import Any
 from monai.networks.nets import DynUNet, SegResNet, SwinUNETR
 from torch import nn
 
+from networks.ensemble import Ensemble
 from networks.inferers import VolumeInferer
+from networks.region_outputs import RegionOutputs
 from networks.unet3d import UNet3D
 
 __all__ = ["NETWORKS", "UNet3D", "VolumeInferer", "build_network"]
@@ -156,13 +159,24 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_network(name: str, *, in_channels: int, out_channels: int, **settings: Any) -> nn.Module:
+def build_network(
+    name: str,
+    *,
+    in_channels: int,
+    out_channels: int,
+    regions: Sequence[Sequence[int]] | None = None,
+    num_members: int = 1,
+    **settings: Any,
+) -> nn.Module:
     """Return a freshly initialised network that maps (B, in_channels, X, Y, Z) to logits.
 
     Args:
         name: a key of `NETWORKS`.
         in_channels: number of modalities.
         out_channels: number of classes.
+        regions: where given, the network has an output for each region instead of each class; see
+            `networks.region_outputs.RegionOutputs`, which makes classes of them.
+        num_members: more than one is an `Ensemble` of as many such networks.
         settings: the named network's own settings, plain JSON values.
 
     Returns:
@@ -173,12 +187,26 @@ def build_network(name: str, *, in_channels: int, out_channels: int, **settings:
     """
     if name not in NETWORKS:
         raise ValueError(_unknown("network", name, NETWORKS))
+    if not isinstance(num_members, int) or num_members < 1:
+        raise ValueError(f"num_members must be at least 1; found {num_members!r}")
     builder = NETWORKS[name]
     known = inspect.signature(builder).parameters.keys() - {"in_channels", "out_channels"}
     for setting in settings:
         if setting not in known:
             raise ValueError(_unknown(f"setting of {name}", setting, known))
-    return builder(in_channels=in_channels, out_channels=out_channels, **settings)
+
+    def build() -> nn.Module:
+        if regions is None:
+            return builder(in_channels=in_channels, out_channels=out_channels, **settings)
+        if len(regions) != out_channels - 1:
+            raise ValueError(
+                f"region outputs need as many regions as there are classes beside the background, "
+                f"{out_channels - 1}; found {len(regions)}"
+            )
+        network = builder(in_channels=in_channels, out_channels=len(regions), **settings)
+        return RegionOutputs(network, regions=regions)
+
+    return build() if num_members == 1 else Ensemble(build() for _ in range(num_members))
 
 
 def _unknown(what: str, found: str, known: Iterable[str]) -> str:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from networks.layout import memory_format_of
 from networks.regions import Content, Region, cut, mirrored
-from networks.unet3d import UNet3D
 
 SPATIAL_AXES = (2, 3, 4)  # of (B, C, X, Y, Z)
 # No mirroring, each axis, each pair of axes, all three: eight, each its own inverse.
@@ -170,14 +169,15 @@ def forward_content(
     """Return the logits of `image` (B, C, X, Y, Z) in the box of its content, or everywhere.
 
     Args:
-        network: returns logits of its input's size; a `UNet3D` computes less for a part.
+        network: returns logits of its input's size; one that computes less for a part of it, such
+            as `UNet3D`, has a true attribute `takes_content`.
         image: the whole volume.
         content: of the image, or None for the logits of all of it.
         args, kwargs: are passed on to the network.
     """
     if content is None:
         return network(image, *args, **kwargs)
-    if isinstance(network, UNet3D):
+    if getattr(network, "takes_content", False):
         return network(image, content, *args, **kwargs)
     return cut(network(image, *args, **kwargs), content.box)
 

@@ -43,10 +43,17 @@ class UNet3D(nn.Module):
         dropout: probability, in [0, 1), that a value is dropped after each convolution in training.
         norm: ``"instance"`` normalises after each convolution, before its ReLU; the article has
             no normalisation.
+        residual: whether on the way down the two convolutions of a level learn what to add to what
+            they get (He et al., 2016, arXiv:1512.03385; in a U-Net for tumours: Myronenko, 2018,
+            arXiv:1810.11654).
+        deep_supervision: number of levels below the top one whose logits, too, are returned in
+            training (Dou et al., 2017, arXiv:1607.00582), at most ``num_levels - 2``.
 
     Raises:
         ValueError: a setting is out of range.
     """
+
+    takes_content = True
 
     def __init__(
         self,
@@ -57,6 +64,8 @@ class UNet3D(nn.Module):
         kernel_size: int = 3,
         dropout: float = 0.25,
         norm: Norm = None,
+        residual: bool = False,
+        deep_supervision: int = 0,
     ) -> None:
         super().__init__()
         _check_counts(
@@ -67,14 +76,16 @@ class UNet3D(nn.Module):
             kernel_size=kernel_size,
         )
         _check_layers(kernel_size=kernel_size, dropout=dropout, norm=norm)
+        _check_deep_supervision(deep_supervision, num_levels=num_levels)
         self.norm = norm
         self.kernel_size = kernel_size
         self.divisor = 2 ** (num_levels - 1)
 
+        options: dict[str, Any] = {"kernel_size": kernel_size, "dropout": dropout, "norm": norm}
+
         def two_convolutions(
             num_in: int, num_out: int, first: type[Convolution] = Convolution
         ) -> nn.Sequential:
-            options: dict[str, Any] = {"kernel_size": kernel_size, "dropout": dropout, "norm": norm}
             return nn.Sequential(
                 convolution(num_in, num_out, kind=first, **options),
                 convolution(num_out, num_out, **options),
@@ -82,7 +93,8 @@ class UNet3D(nn.Module):
 
         filters = [num_filters * 2**level for level in range(num_levels)]
         self.encoder = nn.ModuleList(
-            two_convolutions(above, here) for above, here in pairwise([in_channels, *filters])
+            ResidualBlock(above, here, **options) if residual else two_convolutions(above, here)
+            for above, here in pairwise([in_channels, *filters])
         )
         # The article's decoder starts at the bottom level, where there is nothing to enlarge.
         self.bottom = two_convolutions(filters[-1], filters[-1])
@@ -91,10 +103,18 @@ class UNet3D(nn.Module):
             for below, here in pairwise(reversed(filters))
         )
         self.output = nn.Conv3d(filters[0], out_channels, kernel_size=1)
+        # From the finest one on.
+        self.coarse_outputs = nn.ModuleList(
+            nn.Conv3d(number, out_channels, kernel_size=1)
+            for number in filters[1 : deep_supervision + 1]
+        )
         self.apply(initialise_like_keras)
 
-    def forward(self, image: Tensor, content: Content | None = None) -> Tensor:
+    def forward(self, image: Tensor, content: Content | None = None) -> Tensor | list[Tensor]:
         """Return the logits (B, out_channels, X, Y, Z) of an image (B, in_channels, X, Y, Z).
+
+        In training with deep supervision, a list: these, and those of the coarser levels, each
+        half the size of the one before it.
 
         With `content`, only the logits within its box: the same that the whole image gives, up to
         rounding. Much of what lies outside is then known without being computed.
@@ -114,9 +134,13 @@ class UNet3D(nn.Module):
             skips.append(x)
 
         x = self.bottom(skips.pop())
+        supervised = list(self.coarse_outputs) if self.training else []
+        coarse: list[Tensor] = []
         for block in self.decoder:
             x = _joined(block, x, skips.pop())
-        return self.output(x)
+            if 0 < len(skips) <= len(supervised):
+                coarse.insert(0, supervised[len(skips) - 1](x))
+        return [self.output(x), *coarse] if supervised else self.output(x)
 
     def _of_content(self, image: Tensor, content: Content) -> Tensor:
         """Return the logits within the box of `content`: the top level is computed there alone.
@@ -126,7 +150,7 @@ class UNet3D(nn.Module):
         """
         size, halo = image.shape[2:], 2 * (self.kernel_size // 2)
         if self._looks_everywhere() or not self.decoder or min(size) < 2 * halo + 2:
-            return cut(self(image), content.box)
+            return cut(self(image), content.box)  # whole, and so without `content`
         levels = regions_of_levels(content.box, size=size, num_levels=len(self.decoder), halo=halo)
         top = levels[-1]
         around = grown(top, by=halo, size=size)
@@ -194,10 +218,16 @@ class Convolution(nn.Sequential):
         """Return (B, out, X, Y, Z) of (B, in, X, Y, Z)."""
         return self._activated(self[0](image))
 
-    def _activated(self, x: Tensor) -> Tensor:
+    def added(self, image: Tensor, shortcut: Tensor) -> Tensor:
+        """Return what `forward` does, with `shortcut` (B, out, X, Y, Z) added before the ReLU."""
+        return self._activated(self[0](image), shortcut)
+
+    def _activated(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         _, *normalisations, _, last = self
         for normalisation in normalisations:
             x = normalisation(x)
+        if shortcut is not None:
+            x = x + shortcut
         dropout = cast("nn.Dropout", last)
         return relu_dropout(x, probability=dropout.p if dropout.training else 0.0)
 
@@ -214,6 +244,28 @@ class JoiningConvolution(Convolution):
         return self._activated(
             up_convolution(below, skip, weight=joining.weight, bias=joining.bias)
         )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions that are added to what they get, by a 1x1x1 convolution where narrower.
+
+    The last ReLU and dropout come after the sum.
+    """
+
+    def __init__(
+        self, num_in: int, num_out: int, *, kernel_size: int, dropout: float, norm: Norm
+    ) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"kernel_size": kernel_size, "dropout": dropout, "norm": norm}
+        self.first = convolution(num_in, num_out, **options)
+        self.second = convolution(num_out, num_out, **options)
+        self.shortcut: nn.Module = nn.Identity()
+        if num_in != num_out:
+            self.shortcut = nn.Conv3d(num_in, num_out, kernel_size=1, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, out, X, Y, Z) of (B, in, X, Y, Z)."""
+        return self.second.added(self.first(image), self.shortcut(image))
 
 
 def convolution(
@@ -253,6 +305,15 @@ def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}")
+
+
+def _check_deep_supervision(deep_supervision: int, *, num_levels: int) -> None:
+    most = max(num_levels - 2, 0)
+    if not isinstance(deep_supervision, int) or not 0 <= deep_supervision <= most:
+        raise ValueError(
+            f"deep_supervision must be 0 to {most}, the levels between the top and the bottom of "
+            f"{num_levels}; found {deep_supervision!r}"
+        )
 
 
 def _check_layers(*, kernel_size: int, dropout: float, norm: Norm) -> None:

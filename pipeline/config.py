@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import SettingsError
 
@@ -46,6 +46,56 @@ class PreprocessingSettings(Stage):
     )
 
 
+class DeformationSettings(Stage):
+    """Random deformation in space, in one resampling, and the patch that is cut on the way."""
+
+    probability: float = Field(
+        0.0, ge=0, le=1, description="of a rotation, and independently of it, of a scaling"
+    )
+    rotation_degrees: float = Field(30.0, ge=0, le=180, description="largest, about each axis")
+    scale: float = Field(1.4, ge=1, description="largest factor; the least is 1 / this")
+    elastic_probability: float = Field(0.0, ge=0, le=1, description="of a smooth bending")
+    elastic_voxels: float = Field(
+        2.0, ge=0, description="largest standard deviation of the bending's displacements"
+    )
+    patch_size: tuple[Edge, Edge, Edge] | None = Field(
+        None, description="voxels that the network is trained on; null: the whole case"
+    )
+    foreground_probability: float = Field(
+        0.33, ge=0, le=1, description="that a patch lies about a voxel of tumour"
+    )
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Multiple = Annotated[float, Field(ge=1)]
+Length = Annotated[float, Field(gt=0)]
+
+
+class AppearanceSettings(Stage):
+    """Random changes of the intensities within the brain; the strengths are nnU-Net's."""
+
+    noise_probability: float = Field(0.0, ge=0, le=1, description="of Gaussian noise")
+    noise_sigma: float = Field(
+        0.1, ge=0, description="largest standard deviation, in normalised intensities"
+    )
+    blur_probability: float = Field(0.0, ge=0, le=1, description="of a Gaussian filter")
+    blur_sigma: tuple[Length, Length] = Field(
+        (0.5, 1.0), description="least and largest standard deviation, in voxels"
+    )
+    brightness_probability: float = Field(0.0, ge=0, le=1, description="of a factor")
+    brightness: float = Field(0.25, ge=0, lt=1, description="factor drawn from 1 ± this")
+    contrast_probability: float = Field(
+        0.0, ge=0, le=1, description="of a factor of the differences from the mean"
+    )
+    contrast: tuple[Share, Multiple] = Field((0.75, 1.25), description="least and largest factor")
+    gamma_probability: float = Field(
+        0.0, ge=0, le=1, description="of a power law; one in four is of inverted intensities"
+    )
+    gamma: tuple[Share, Multiple] = Field((0.7, 1.5), description="least and largest exponent")
+    low_resolution_probability: float = Field(0.0, ge=0, le=1, description="of coarser voxels")
+    low_resolution: float = Field(0.5, gt=0, le=1, description="least zoom; the largest is 1")
+
+
 class AugmentationSettings(Stage):
     """Random changes of the training cases, drawn anew per (seed, epoch, case)."""
 
@@ -55,12 +105,18 @@ class AugmentationSettings(Stage):
     flip_probability: float = Field(0.5, ge=0, le=1, description="of each axis on its own")
     intensity_scale: float = Field(0.0, ge=0, lt=1, description="factor drawn from 1 ± this")
     intensity_shift: float = Field(0.0, ge=0, description="offset drawn from ± this")
+    deformation: DeformationSettings = DeformationSettings()
+    appearance: AppearanceSettings = AppearanceSettings()
 
 
 class NetworkSettings(Stage):
     """Which network, and the settings of its builder in `networks.NETWORKS`."""
 
     name: str = Field("UNet3D", description="a key of networks.NETWORKS")
+    outputs: Literal["classes", "regions"] = Field(
+        "classes",
+        description="one per class, by softmax, or one per region (WT, TC, ET), by sigmoid",
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="passed to the builder")
 
 
@@ -82,6 +138,9 @@ class TrainingSettings(Stage):
     )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of all gradients")
     accumulation_steps: int = Field(1, ge=1, description="batches per optimiser step")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="of the moving average of the weights, which is what is kept"
+    )
     amp: bool = Field(True, description="mixed precision; has an effect on CUDA only")
     torch_compile: bool = Field(
         False, description="fuse kernels: a minute at the start, and a C++ compiler is needed"
@@ -97,7 +156,11 @@ class TrainingSettings(Stage):
 class ValidationSettings(Stage):
     """How often, and with how many pictures, the network is validated."""
 
-    every_epochs: int = Field(1, ge=1)
+    every_epochs: int | None = Field(
+        1,
+        ge=1,
+        description="null: never; the fold is then not read, and the last state is the model",
+    )
     num_pictures: int = Field(3, ge=0, description="cases drawn into TensorBoard each time")
 
 
@@ -119,6 +182,18 @@ class LoadingSettings(Stage):
     mask_nonfinite: bool = Field(False, description="NaN and infinite voxels are taken for 0")
 
 
+class InferenceDefaults(Stage):
+    """How masks are made with the model unless the command line says otherwise."""
+
+    flips: bool = Field(False, description="mean over all mirrorings of X, Y and Z")
+    min_et_volume_ml: float | None = Field(
+        None, gt=0, description="a smaller enhancing tumour is taken for necrotic core"
+    )
+    min_component_ml: float | None = Field(
+        None, gt=0, description="a smaller component of the whole tumour is taken for background"
+    )
+
+
 class Settings(Stage):
     """All settings of a run; saved with it as `settings.json`."""
 
@@ -131,16 +206,24 @@ class Settings(Stage):
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     loading: LoadingSettings = LoadingSettings()
+    inference: InferenceDefaults = InferenceDefaults()
+
+    @model_validator(mode="after")
+    def _stops_by_what_it_sees(self) -> Settings:
+        if self.training.early_stopping is not None and self.validation.every_epochs is None:
+            raise ValueError(
+                "training.early_stopping counts validations, and validation.every_epochs is null"
+            )
+        return self
 
 
-class InferenceSettings(Stage):
-    """How masks are made with trained networks; stored beside every mask, part of no run."""
+class InferenceSettings(InferenceDefaults):
+    """How masks are made with trained networks; stored beside every mask."""
 
     window: Literal["auto"] | tuple[Edge, Edge, Edge] | None = Field(
         "auto", description="sliding window in voxels; null: one pass; auto: as memory allows"
     )
     overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next covers")
-    flips: bool = Field(False, description="mean over all mirrorings of X, Y and Z")
     amp: bool = Field(True, description="half precision on a GPU, as in training")
     brain_only: bool = Field(
         True, description="outside the box of the brain all is background, and not computed"
@@ -152,9 +235,6 @@ class InferenceSettings(Stage):
     seed: int = Field(0, ge=0, lt=2**31, description="of the dropout in those passes")
     fill_holes: bool = Field(False, description="background that tumour encloses becomes tumour")
     largest_component: bool = Field(False, description="only the largest tumour stays")
-    min_et_volume_ml: float | None = Field(
-        None, gt=0, description="a smaller enhancing tumour is taken for necrotic core"
-    )
     resample_to: str | None = Field(
         None, description="modality whose grid the others are brought to, if they differ"
     )
@@ -328,6 +408,7 @@ CHANGEABLE_ON_RESUME = (
     "loading.num_workers",
     "checkpoint.",
     "validation.num_pictures",
+    "inference.",
 )
 
 

@@ -75,7 +75,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="sliding window in voxels, as 96 or 96,96,64; or 'whole'; default: as memory allows",
     )
     settings.add_argument("--overlap", type=float, help="of windows, 0 to 1 (default: 0.5)")
-    settings.add_argument("--tta", action="store_true", help="mean over all mirrorings")
+    settings.add_argument(
+        "--tta",
+        action=argparse.BooleanOptionalAction,
+        help="mean over all mirrorings (default: as the model says)",
+    )
     settings.add_argument(
         "--outside-brain",
         dest="brain_only",
@@ -98,7 +102,17 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--fill-holes", action="store_true", help="enclosed background")
     settings.add_argument("--largest-component", action="store_true", help="keep one tumour only")
     settings.add_argument(
-        "--min-et-ml", type=float, metavar="ML", help="a smaller enhancing tumour becomes core"
+        "--min-et-ml",
+        type=float,
+        metavar="ML",
+        help="a smaller enhancing tumour becomes core; 0: none does (default: as the model says)",
+    )
+    settings.add_argument(
+        "--min-component-ml",
+        type=float,
+        metavar="ML",
+        help="a smaller component of the tumour becomes background; 0: none does (default: as the "
+        "model says)",
     )
     settings.add_argument(
         "--mask-nonfinite", action="store_true", help="take voxels that are NaN or infinite for 0"
@@ -118,12 +132,14 @@ def work(arguments: argparse.Namespace) -> None:
     memory = settle_memory()  # before NumPy and torch start threads
     from pipeline.config import build_inference_settings
     from pipeline.model.device import choose_device
-    from pipeline.model.trained import load_model, require_alike
+    from pipeline.model.trained import default_inference, load_model, require_alike
 
-    settings = build_inference_settings(_settings(arguments)).model_dump(mode="json")
+    said = _settings(arguments)
+    build_inference_settings(said)  # before the models are read
     device = choose_device(arguments.device)
     models = [load_model(path) for path in arguments.model]
     require_alike(models)
+    settings = build_inference_settings(default_inference(models, said=said) | said)
     datalist = _datalist(arguments)
     labels = _labels(models[0], datalist)
     cases = _cases(arguments, models[0], datalist)
@@ -132,7 +148,7 @@ def work(arguments: argparse.Namespace) -> None:
         cases,
         models=models,
         labels=labels,
-        settings=settings,
+        settings=settings.model_dump(mode="json"),
         device=device,
         memory=memory,
     )
@@ -193,12 +209,18 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "fill_holes": arguments.fill_holes,
         "largest_component": arguments.largest_component,
-        "min_et_volume_ml": arguments.min_et_ml,
+        "min_et_volume_ml": arguments.min_et_ml or None,
+        "min_component_ml": arguments.min_component_ml or None,
         "resample_to": arguments.resample_to,
         "mask_nonfinite": arguments.mask_nonfinite,
     }
-    said = {name: value for name, value in values.items() if value is not None}
-    return said | ({"window": None} if arguments.window == WHOLE else {})
+    # Said, though it is None: "whole", or a limit of 0.
+    spoken = {
+        "window": arguments.window == WHOLE,
+        "min_et_volume_ml": arguments.min_et_ml == 0,
+        "min_component_ml": arguments.min_component_ml == 0,
+    }
+    return {name: value for name, value in values.items() if value is not None or spoken.get(name)}
 
 
 def _window(text: str | None) -> list[int] | None:

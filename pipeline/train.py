@@ -105,6 +105,8 @@ def work(arguments: argparse.Namespace) -> None:
             write_metrics(progress, folder)
             print_summary(write_summary(progress, folder), folder, console())
         return
+    if settings.validation.every_epochs is None:
+        datalist = datalist.without_fold(settings.fold)
     problems = check_visibly(
         datalist,
         border_crop=settings.preprocessing.border_crop,

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import RandFlipd
+from monai.transforms import RandFlipd, RandScaleIntensityd, RandShiftIntensityd
 from scipy import ndimage
 
+from pipeline.config import build_settings, preset
+from transforms.appearance import RandAppearanced
 from transforms.augmentation import (
     RandInPlaneRotated,
     RandMirrored,
@@ -19,6 +21,7 @@ from transforms.augmentation import (
     rotate_in_plane,
     seed_of,
 )
+from transforms.deformation import RandDeformedd
 
 SHAPE = (9, 12, 5)
 
@@ -334,3 +337,103 @@ def test_sample_is_not_changed() -> None:
         assert torch.equal(data[key].as_tensor(), twin[key].as_tensor())
         assert torch.equal(data[key].affine, twin[key].affine)
         assert data[key].applied_operations == []
+
+
+# ---- the whole chain ----------------------------------------------------------------------------
+
+
+def off(*steps: str) -> dict[str, float]:
+    return {f"{step}_probability".removeprefix("_"): 0.0 for step in steps}
+
+
+NO_DEFORMATION = off("", "elastic")
+NO_APPEARANCE = off("noise", "blur", "brightness", "contrast", "gamma", "low_resolution")
+
+
+@pytest.mark.parametrize("preset_name", ["original", "quick"])
+def test_stages_without_probability_add_nothing(preset_name: str) -> None:
+    values = build_settings(preset(preset_name)).model_dump()["augmentation"]
+    assert {"deformation", "appearance"} <= values.keys()
+    before = {name: values[name] for name in values.keys() - {"deformation", "appearance"}}
+    for chain, other in zip(
+        build_augmentation(**values).transforms,
+        build_augmentation(**before).transforms,
+        strict=True,
+    ):
+        assert type(chain) is type(other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"deformation": {**NO_DEFORMATION, "foreground_probability": 1.0}}, []),
+        ({"deformation": {**NO_DEFORMATION, "probability": 0.1}}, [RandDeformedd]),
+        ({"deformation": {**NO_DEFORMATION, "elastic_probability": 0.1}}, [RandDeformedd]),
+        ({"deformation": {**NO_DEFORMATION, "patch_size": [4, 4, 4]}}, [RandDeformedd]),
+        ({"appearance": NO_APPEARANCE}, []),
+        ({"appearance": {**NO_APPEARANCE, "gamma_probability": 0.1}}, [RandAppearanced]),
+    ],
+    ids=["foreground", "probability", "elastic", "patch", "no_appearance", "gamma"],
+)
+def test_a_stage_adds_its_step_where_it_has_something_to_do(
+    settings: dict[str, Any], expected: list[type]
+) -> None:
+    chain = build_augmentation(rotation_degrees=0.0, flip_axes=(), **settings)
+    assert [type(step) for step in chain.transforms] == expected
+
+
+def test_the_order_lets_the_background_be_known_where_it_is_asked_for() -> None:
+    chain = build_augmentation(
+        flip_axes=(0,),
+        intensity_scale=0.1,
+        intensity_shift=0.1,
+        deformation={"probability": 1.0, "patch_size": [4, 4, 4]},
+        appearance={"noise_probability": 1.0},
+    )
+    assert [type(step) for step in chain.transforms] == [
+        RandDeformedd,
+        RandInPlaneRotated,
+        RandMirrored,
+        RandAppearanced,
+        RandScaleIntensityd,
+        RandShiftIntensityd,
+    ]
+
+
+FULL = {
+    "flip_axes": (0, 1, 2),
+    "deformation": {"probability": 1.0, "elastic_probability": 1.0, "patch_size": [6, 8, 4]},
+    "appearance": dict.fromkeys(NO_APPEARANCE, 1.0),
+}
+
+
+def test_the_full_chain_is_a_function_of_its_seed_and_leaves_its_sample() -> None:
+    data, twin = sample(), sample()
+    first, again, other = (
+        build_augmentation(**FULL).set_random_state(seed=seed)(data) for seed in (5, 5, 6)
+    )
+    assert first.keys() == data.keys()
+    assert first["image"].shape == (2, 6, 8, 4)
+    for key in ("image", "label"):
+        assert torch.equal(first[key].as_tensor(), again[key].as_tensor())
+        assert torch.equal(data[key].as_tensor(), twin[key].as_tensor())
+    assert not torch.equal(first["image"].as_tensor(), other["image"].as_tensor())
+
+
+def test_the_full_chain_keeps_background_exact_in_patches_within_a_brain() -> None:
+    image = random_image((24, 24, 24)) + 1
+    image[:, :4] = 0  # background at one face only, which most patches do not touch
+    data = {"image": image, "label": random_label((24, 24, 24))}
+    appearance = {**NO_APPEARANCE, "noise_probability": 1.0, "blur_probability": 1.0}
+    chain = build_augmentation(
+        rotation_degrees=0.0,
+        flip_axes=(0, 1, 2),
+        deformation={**NO_DEFORMATION, "patch_size": [12, 12, 12]},
+        appearance=appearance,
+    )
+    shares = []
+    for seed in range(20):
+        planes = (chain.set_random_state(seed=seed)(data)["image"] == 0).all(0)
+        assert torch.equal(planes, planes[:, :1, :1].expand_as(planes))
+        shares.append(planes.float().mean().item())
+    assert min(shares) == 0 < max(shares)

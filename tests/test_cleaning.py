@@ -64,6 +64,38 @@ def test_only_the_largest_component_stays() -> None:
     ]
 
 
+def test_small_components_go_and_the_largest_stays_whatever_its_size() -> None:
+    classes = empty(8, 8, 8)
+    classes[0, 0, 0:2] = 2
+    classes[3, 3, 0:4] = 1
+    classes[6, 6, 0:6] = 3
+    expected = classes.copy()
+    expected[0, 0, 0:2] = 0
+    cleaned, changes = clean(classes, min_component_ml=3 * VOXEL_ML)
+    np.testing.assert_array_equal(cleaned, expected)
+    assert changes == [
+        f"smallest component, {3 * VOXEL_ML:g} mL: kept 2 of 3 components; 2 voxels "
+        f"({2 * VOXEL_ML:.3f} mL) became background"
+    ]
+    expected[3, 3] = 0
+    cleaned, _ = clean(classes, min_component_ml=1000.0)
+    np.testing.assert_array_equal(cleaned, expected)
+
+
+def test_a_component_of_the_limit_stays() -> None:
+    classes = empty(4, 4, 8)
+    classes[0, 0, 0:2] = 2
+    classes[3, 3, 0:4] = 1
+    cleaned, changes = clean(classes, min_component_ml=2 * VOXEL_ML)
+    np.testing.assert_array_equal(cleaned, classes)
+    assert changes == []
+
+
+def test_a_limit_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="smallest component must be above 0 mL; found 0"):
+        clean(empty(2, 2, 2), min_component_ml=0)
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_of_equal_components_the_first_stays(order: str) -> None:
     classes = empty(4, 4, 4)

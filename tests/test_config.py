@@ -85,6 +85,14 @@ def test_merge_changes_neither_side() -> None:
         ),
         ({"preprocessing": {"border_crop": [[0, 0]]}}, "preprocessing.border_crop.1: Field req"),
         ({"augmentation": {"flip_axes": [3]}}, "augmentation.flip_axes.0: .*0, 1 or 2; found 3"),
+        (
+            {"augmentation": {"deformation": {"patch_size": [64, 64, 0]}}},
+            "augmentation.deformation.patch_size.2: .*greater than or equal to 1; found 0",
+        ),
+        (
+            {"augmentation": {"appearance": {"gamma": [1.2, 1.5]}}},
+            "augmentation.appearance.gamma.0: .*less than or equal to 1; found 1.2",
+        ),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
@@ -95,6 +103,10 @@ def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "hint"),
     [
+        (
+            {"augmentation": {"deformation": {"probabilty": 0.2}}},
+            "deformation.probabilty: .*Did you mean augmentation.deformation.probability?",
+        ),
         ({"training": {"epochs": 3}}, "training.epochs: .*Did you mean training.max_epochs?"),
         ({"learning_rate": 1.0}, "learning_rate: .*Did you mean training.learning_rate?"),
         ({"trainin": {}}, "trainin: .*Did you mean training?"),
@@ -232,3 +244,9 @@ def test_another_network_does_not_inherit_the_settings_of_the_one_it_replaces() 
     assert build_settings(quick, layer).network.settings == {"init_filters": 8}
     same = build_settings(quick, {"network": {"name": "UNet3D", "settings": {"dropout": 0.5}}})
     assert same.network.settings == {**quick["network"]["settings"], "dropout": 0.5}
+
+
+def test_stopping_early_needs_validations() -> None:
+    changes = {"training": {"early_stopping": 2}, "validation": {"every_epochs": None}}
+    with pytest.raises(SettingsError, match=r"early_stopping counts validations"):
+        build_settings(changes)

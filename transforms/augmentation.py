@@ -19,7 +19,9 @@ from monai.transforms import (
 )
 from monai.utils import ensure_tuple_rep
 
+from transforms.appearance import RandAppearanced
 from transforms.arrays import Volume, plain_tensor, with_meta_of
+from transforms.deformation import RandDeformedd
 from transforms.slabs import Slab, Spans, memory_of, nonzero_rows, zeros
 
 Mode = Literal["bilinear", "nearest"]
@@ -227,10 +229,14 @@ def build_augmentation(
     flip_probability: float = 0.5,
     intensity_scale: float = 0.0,
     intensity_shift: float = 0.0,
+    deformation: Mapping[str, Any] | None = None,
+    appearance: Mapping[str, Any] | None = None,
 ) -> Compose:
     """Return the random chain; seed it for each sample with `seed_of`.
 
-    Call ``chain.set_random_state(seed=seed_of(seed, epoch, index))`` before each sample.
+    Call ``chain.set_random_state(seed=seed_of(seed, epoch, index))`` before each sample. Its order:
+    deformation and patch, in-plane rotation, mirroring, appearance, scale and shift, which come
+    last because they move the background.
 
     Args:
         keys: the image, then any labels (rotated without interpolation), (C, X, Y, Z).
@@ -240,9 +246,14 @@ def build_augmentation(
         flip_probability: of a flip along each of them.
         intensity_scale: the image is multiplied by 1 + uniform in [-scale, scale].
         intensity_shift: to the image is added a number uniform in [-shift, shift].
+        deformation: arguments of `RandDeformedd`; None, like probabilities of 0 without a patch,
+            does nothing.
+        appearance: arguments of `RandAppearanced`; None, like probabilities of 0, does nothing.
     """
     image_key, *label_keys = keys
     steps: list[Transform] = []
+    if deformation is not None and _deforms(deformation):
+        steps.append(RandDeformedd(keys, **deformation))
     if rotation_degrees > 0 and rotation_probability > 0:
         modes: list[Mode] = ["bilinear"]
         modes += ["nearest"] * len(label_keys)
@@ -253,8 +264,20 @@ def build_augmentation(
         )
     if flip_probability > 0:
         steps += [RandMirrored(keys, axis=axis, prob=flip_probability) for axis in flip_axes]
+    if appearance is not None and _has_probability(appearance):
+        steps.append(RandAppearanced([image_key], **appearance))
     if intensity_scale > 0:
         steps.append(RandScaleIntensityd([image_key], factors=intensity_scale, prob=1.0))
     if intensity_shift > 0:
         steps.append(RandShiftIntensityd([image_key], offsets=intensity_shift, prob=1.0))
     return Compose(steps)
+
+
+def _deforms(deformation: Mapping[str, Any]) -> bool:
+    """Return whether arguments of `RandDeformedd` leave it anything to do."""
+    moving = {name: deformation[name] for name in deformation if name != "foreground_probability"}
+    return deformation.get("patch_size") is not None or _has_probability(moving)
+
+
+def _has_probability(step: Mapping[str, Any]) -> bool:
+    return any(value > 0 for name, value in step.items() if name.endswith("probability"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,27 +69,59 @@ def _without_id(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**copied, TraceKeys.ID: TraceKeys.NONE} if TraceKeys.ID in entry else copied
 
 
+def decided_classes(
+    probabilities: torch.Tensor, *, regions: Sequence[Sequence[int]] | None = None
+) -> torch.Tensor:
+    """Return the class of each voxel, uint8 (1, X, Y, Z), of probabilities (C, X, Y, Z).
+
+    Without `regions` it is the most probable one. With them, a voxel belongs to a region where the
+    probabilities of the region's classes are more than a half in sum, and its class is that of the
+    innermost region that it belongs to: this is what region Dice asks, and a voxel that is tumour
+    for certain, of an uncertain kind, is not lost to the background.
+
+    Args:
+        probabilities: not negative, 1 in sum over C.
+        regions: class indices of each region, each within the one before it, which has one class
+            more (`networks.region_outputs`).
+    """
+    if regions is None:
+        # As argmax, ties and NaN included, in a fifth of its time.
+        return probabilities.max(dim=0, keepdim=True).indices.to(torch.uint8)
+    classes = torch.zeros_like(probabilities[:1], dtype=torch.uint8)
+    for region, within in zip(regions, [*regions[1:], []], strict=True):
+        (ring,) = set(region) - set(within)
+        classes[probabilities[sorted(region)].sum(dim=0, keepdim=True) > 0.5] = ring
+    return classes
+
+
 class FillBackgroundd(Transform):
     """Turn inverted probabilities into a complete distribution, and into classes.
 
     What the crop removed came back as 0 in all channels: there channel 0, the background,
-    becomes 1; elsewhere it becomes what the other channels leave.
+    becomes 1; elsewhere it becomes what the other channels leave. `regions` is that of
+    `decided_classes`.
     """
 
-    def __init__(self, *, prediction_key: str) -> None:
+    def __init__(
+        self, *, prediction_key: str, regions: Sequence[Sequence[int]] | None = None
+    ) -> None:
         self.prediction_key = prediction_key
+        self.regions = regions
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of `data` with `probabilities` (C, X, Y, Z) and `classes` (1, X, Y, Z)."""
         probabilities = data[self.prediction_key].clone()
         probabilities[0] = (1 - probabilities[1:].sum(dim=0)).clamp_(min=0)
-        # As argmax, ties and NaN included, in a fifth of its time.
-        classes = probabilities.max(dim=0, keepdim=True).indices.to(torch.uint8)
+        classes = decided_classes(probabilities, regions=self.regions)
         return {**data, "probabilities": probabilities, "classes": classes}
 
 
 def build_postprocessing(
-    preprocessing: Compose, *, prediction_key: str = "pred", image_key: str = "image"
+    preprocessing: Compose,
+    *,
+    prediction_key: str = "pred",
+    image_key: str = "image",
+    regions: Sequence[Sequence[int]] | None = None,
 ) -> Compose:
     """Return the chain that brings a prediction back to its case; it works on one decollated case.
 
@@ -97,6 +129,7 @@ def build_postprocessing(
         preprocessing: the chain that made the image, or one built with the same settings.
         prediction_key: logits (C, X, Y, Z) on the preprocessed grid, background first.
         image_key: the preprocessed image, MetaTensor with its trace.
+        regions: of a network with region outputs; see `decided_classes`.
 
     Returns:
         A chain that adds `probabilities`, MetaTensor float32 (C, X, Y, Z), 1 in sum, with the
@@ -110,6 +143,6 @@ def build_postprocessing(
             CastToTyped(prediction_key, dtype=torch.float32),
             Activationsd(prediction_key, softmax=True),
             RestoreGridd(preprocessing, prediction_key=prediction_key, image_key=image_key),
-            FillBackgroundd(prediction_key=prediction_key),
+            FillBackgroundd(prediction_key=prediction_key, regions=regions),
         ]
     )

@@ -100,11 +100,13 @@ def dataloader(cases: str, *, shuffle: bool = False) -> Config:
     }
 
 
-def to_own_grid() -> Config:
+def to_own_grid(model: TrainedModel) -> Config:
     """Return the step from logits to `probabilities` and `classes` on the case's own grid."""
+    deciding: Config = {} if model.deciding_regions is None else {"regions": model.deciding_regions}
     return {
         "_target_": "transforms.build_postprocessing",
         "preprocessing": "@network_preprocessing",
+        **deciding,
     }
 
 

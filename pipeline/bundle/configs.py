@@ -86,7 +86,7 @@ def input_ids(config: Config) -> dict[str, str]:
 def _to_files(model: TrainedModel) -> Config:
     """Return the chain from logits to a mask in the dataset's own values, in a file."""
     return c.compose(
-        c.to_own_grid(),
+        c.to_own_grid(model),
         {
             "_target_": "transforms.ClassesToLabelValuesd",
             "keys": ["classes"],
@@ -112,7 +112,7 @@ def evaluate_config(model: TrainedModel, *, inferer: Config) -> Config:
         "dataset": c.dataset(model, cases="@cases", labelled=True),
         "dataloader": c.dataloader("@dataset"),
         "inferer": c.volume_inferer(inferer),
-        "postprocessing": c.compose(c.to_own_grid(), c.region_masks(model)),
+        "postprocessing": c.compose(c.to_own_grid(model), c.region_masks(model)),
         "key_metric": {"dice_mean": c.dice("mean")},
         "additional_metrics": {"dice_regions": c.dice("mean_batch", names=list(model.regions))},
         "handlers": [c.checkpoint_loader(), c.metrics_printer(), c.metrics_saver(model)],
@@ -152,6 +152,7 @@ def _train_part(model: TrainedModel, training: dict[str, Any]) -> Config:
             *c.loading_labelled(model),
             c.preprocessing_of(model, keys=keys),
             {"_target_": "transforms.build_augmentation", **model.settings["augmentation"]},
+            *_region_labels(model),
             {"_target_": "EnsureTyped", "keys": keys, "track_meta": False},
         ),
         "dataset": c.dataset(
@@ -169,7 +170,7 @@ def _train_part(model: TrainedModel, training: dict[str, Any]) -> Config:
             "eps": training["adam_epsilon"],
             "weight_decay": training["weight_decay"],
         },
-        "loss": _loss(training),
+        "loss": _loss(model),
         "handlers": [
             c.checkpoint_loader(),
             {
@@ -214,7 +215,7 @@ def _validate_part(model: TrainedModel, inferer: Config) -> Config:
         ),
         "dataloader": c.dataloader("@validate#dataset"),
         "inferer": c.volume_inferer(inferer),
-        "postprocessing": c.compose(c.to_own_grid(), c.region_masks(model)),
+        "postprocessing": c.compose(c.to_own_grid(model), c.region_masks(model)),
         "key_metric": {"dice_mean": c.dice("mean")},
         "additional_metrics": {"dice_regions": c.dice("mean_batch", names=list(model.regions))},
         "handlers": [
@@ -238,17 +239,45 @@ def _fold(*, held_out: bool) -> Config:
     }
 
 
-def _loss(training: dict[str, Any]) -> Config:
-    """Return the model's own loss as MONAI has it."""
+def _region_labels(model: TrainedModel) -> list[Config]:
+    """Return the step from a label to masks of regions, for a network with an output for each."""
+    if model.deciding_regions is None:
+        return []
+    return [
+        {
+            "_target_": "transforms.ClassesToRegionsd",
+            "keys": ["label"],
+            "regions": model.deciding_regions,
+        }
+    ]
+
+
+def _loss(model: TrainedModel) -> Config:
+    """Return the model's own loss as MONAI has it, also for the logits of coarser levels."""
+    training = model.settings["training"]
     dice, cross_entropy = LOSS_WEIGHTS[training["loss"]]
-    return {
-        "_target_": "DiceCELoss",
-        "include_background": False,
-        "to_onehot_y": True,
-        "softmax": True,
+    loss: Config = {
         "batch": True,
         "smooth_nr": training["dice_smoothing"],
         "smooth_dr": training["dice_smoothing"],
         "lambda_dice": dice,
-        "lambda_ce": cross_entropy,
     }
+    if model.deciding_regions is None:
+        loss |= {
+            "_target_": "DiceCELoss",
+            "include_background": False,
+            "to_onehot_y": True,
+            "softmax": True,
+            "lambda_ce": cross_entropy,
+        }
+    else:
+        # Focal loss without focus is the binary cross-entropy.
+        loss |= {
+            "_target_": "DiceFocalLoss",
+            "sigmoid": True,
+            "gamma": 0.0,
+            "lambda_focal": cross_entropy,
+        }
+    if not model.network.get("deep_supervision"):
+        return loss
+    return {"_target_": "DeepSupervisionLoss", "loss": loss}

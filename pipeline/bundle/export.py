@@ -102,7 +102,7 @@ def _inferer(model: TrainedModel, *, window: int | None, overlap: float) -> Conf
     return {
         "window": window,
         "overlap": overlap,
-        "flips": False,
+        "flips": model.settings["inference"]["flips"],
         "divisor": divisor,
         "content_only": True,
     }

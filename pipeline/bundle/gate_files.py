@@ -106,7 +106,9 @@ def _arguments(target: str, model: TrainedModel, inferer: Config) -> Config | No
         "networks.build_network": model.network,
         "networks.VolumeInferer": inferer,
         "transforms.build_preprocessing": model.preprocessing,
-        "transforms.build_postprocessing": {},
+        "transforms.build_postprocessing": (
+            {} if model.deciding_regions is None else {"regions": model.deciding_regions}
+        ),
         "transforms.build_augmentation": model.settings["augmentation"],
         "transforms.ClassesToLabelValuesd": {"values": values},
         "transforms.LabelValuesToClassesd": {"values": values},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,17 @@ class DataList:
                 "Add cases to the training section, or folds with make_datalist --folds."
             )
         return train, validate
+
+    def without_fold(self, fold: int | None) -> DataList:
+        """Return a list of the labelled training cases alone, those of `fold` left out.
+
+        Whoever is given it cannot look at a case of the fold. Raises `DataError` where no case is
+        in the fold, or none is left.
+        """
+        if fold is None and self.training:
+            return replace(self, validation=(), testing=())
+        training, _ = self.split(fold)
+        return replace(self, training=training, validation=(), testing=())
 
     def _no_validation(self, fold: int | None) -> str:
         folds = sorted({case.fold for case in self.training if case.fold is not None})

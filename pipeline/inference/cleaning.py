@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import cc3d
@@ -22,6 +22,7 @@ def clean_classes(
     spacing_mm: Sequence[float],
     fill_holes: bool = False,
     largest_component: bool = False,
+    min_component_ml: float | None = None,
     min_et_volume_ml: float | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Return a cleaned copy of `classes`, and what was changed, in words.
@@ -38,12 +39,14 @@ def clean_classes(
         largest_component: Of the whole tumour only the largest component stays (voxels that touch,
             be it by a corner, belong together); of equal ones the first in the order of the
             array's indices.
+        min_component_ml: Components of the whole tumour with less volume than this become
+            background; the largest one stays whatever its size.
         min_et_volume_ml: An enhancing tumour of less volume than this becomes what else the
             smallest region around it holds: the necrotic core, where regions are those of BraTS.
 
     Raises:
-        ValueError: `classes` is not uint8 (X, Y, Z), the smallest volume is not above 0, or it is
-            asked for where the regions do not say what the enhancing tumour is to become.
+        ValueError: `classes` is not uint8 (X, Y, Z), a smallest volume is not above 0, or that of
+            the enhancing tumour is asked for where the regions do not say what it is to become.
     """
     if classes.ndim != 3 or classes.dtype != np.uint8:
         raise ValueError(
@@ -51,6 +54,8 @@ def clean_classes(
         )
     if min_et_volume_ml is not None:
         _check_et_settings(min_et_volume_ml, regions)
+    if min_component_ml is not None and not min_component_ml > 0:
+        raise ValueError(f"the smallest component must be above 0 mL; found {min_component_ml}")
     # In C order, whatever the input's: cc3d numbers components in the order of memory.
     cleaned = classes.copy(order="C")
     tumour = cleaned[bounding_box(cleaned > 0)]  # a view: what is written into it is in `cleaned`
@@ -62,6 +67,8 @@ def clean_classes(
         changes += _fill_holes(tumour, spacing_mm=spacing_mm, voxel_ml=voxel_ml)
     if largest_component:
         changes += _keep_largest_component(tumour, voxel_ml=voxel_ml)
+    if min_component_ml is not None:
+        changes += _drop_small_components(tumour, min_volume_ml=min_component_ml, voxel_ml=voxel_ml)
     if min_et_volume_ml is not None:
         changes += _drop_small_et(
             tumour, regions=regions, min_volume_ml=min_et_volume_ml, voxel_ml=voxel_ml
@@ -92,15 +99,44 @@ def _fill_holes(classes: np.ndarray, *, spacing_mm: Sequence[float], voxel_ml: f
 
 def _keep_largest_component(classes: np.ndarray, *, voxel_ml: float) -> list[str]:
     """Turn all components but the largest into background, in place."""
+    return _keep_components(
+        classes, lambda sizes: sizes > sizes.max(), voxel_ml=voxel_ml, step="largest component"
+    )
+
+
+def _drop_small_components(
+    classes: np.ndarray, *, min_volume_ml: float, voxel_ml: float
+) -> list[str]:
+    """Turn components below the limit into background, the largest one excepted, in place."""
+    return _keep_components(
+        classes,
+        lambda sizes: sizes * voxel_ml >= min_volume_ml,
+        voxel_ml=voxel_ml,
+        step=f"smallest component, {min_volume_ml:g} mL",
+    )
+
+
+def _keep_components(
+    classes: np.ndarray,
+    large_enough: Callable[[np.ndarray], np.ndarray],
+    *,
+    voxel_ml: float,
+    step: str,
+) -> list[str]:
+    """Turn what is not `large_enough`, by sizes in voxels, into background, but never the largest.
+
+    Of equal ones, the first is the largest.
+    """
     labels, num_components = cc3d.connected_components(classes > 0, connectivity=26, return_N=True)
-    if num_components < 2:
-        return []
     sizes = np.bincount(labels.ravel())[1:]
-    classes[labels != 1 + sizes.argmax()] = 0
-    num_voxels = int(sizes.sum() - sizes.max())
+    stays = large_enough(sizes)
+    stays[sizes.argmax()] = True
+    if stays.all():
+        return []
+    classes[~np.concatenate(([True], stays))[labels]] = 0
     return [
-        f"largest component: kept 1 of {num_components} components; "
-        f"{_amount(num_voxels, voxel_ml)} became background"
+        f"{step}: kept {stays.sum()} of {num_components} components; "
+        f"{_amount(int(sizes[~stays].sum()), voxel_ml)} became background"
     ]
 
 

@@ -80,7 +80,7 @@ class Member:
         self.preprocessing, inverted = (
             build_preprocessing(keys=("image",), **model.preprocessing) for _ in range(2)
         )
-        self.postprocessing = build_postprocessing(inverted)
+        self.postprocessing = build_postprocessing(inverted, regions=model.deciding_regions)
         self.restore_classes = RestoreGridd(inverted, prediction_key="classes", image_key="image")
 
     def prepare(self, item: Item) -> dict[str, Any]:
@@ -227,7 +227,8 @@ class Member:
         """
         logits = self._logits(prepared, window=window, flips=self.flips)
         is_resampled = self.model.preprocessing.get("spacing_mm") is not None
-        if self.flips or is_resampled or not can_be_direct(logits):
+        by_regions = self.model.deciding_regions is not None
+        if self.flips or is_resampled or by_regions or not can_be_direct(logits):
             return self._done(prepared, logits)["classes"]
         classes = MetaTensor(most_probable_classes(logits)[None].cpu())
         restored = self.restore_classes({"image": prepared["image"], "classes": classes})

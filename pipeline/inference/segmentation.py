@@ -107,6 +107,7 @@ class Segmenter:
             spacing_mm=spacing_mm,
             fill_holes=self.settings["fill_holes"],
             largest_component=self.settings["largest_component"],
+            min_component_ml=self.settings["min_component_ml"],
             min_et_volume_ml=self.settings["min_et_volume_ml"],
         )
 
@@ -250,7 +251,9 @@ class Segmenter:
         return path
 
     def _uncertainty(self, opened: OpenCase) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        total = UncertaintySum(regions=self.regions)
+        total = UncertaintySum(
+            regions=self.regions, deciding_regions=self.models[0].deciding_regions
+        )
         samples = self.predictor.samples(
             opened.prepared,
             num_samples=self.settings["uncertainty_samples"],

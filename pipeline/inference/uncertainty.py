@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from pipeline.errors import SettingsError
+from transforms import decided_classes
 
 CLASSES_CHANNEL = "classes"
 
@@ -75,14 +76,21 @@ class UncertaintySum:
 
     Args:
         regions: For each region the class indices that it unites.
+        deciding_regions: Of a network with region outputs; see `transforms.decided_classes`.
 
     Attributes:
         channel_names: Of the maps: "classes", then the regions in their order.
         num_samples: Added so far.
     """
 
-    def __init__(self, *, regions: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self,
+        *,
+        regions: Mapping[str, Sequence[int]],
+        deciding_regions: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.regions = {name: tuple(classes) for name, classes in regions.items()}
+        self.deciding_regions = deciding_regions
         self.channel_names = (CLASSES_CHANNEL, *self.regions)
         self.num_samples = 0
         self._probabilities: Tensor | None = None
@@ -111,9 +119,10 @@ class UncertaintySum:
             self._probabilities += sample
             self._entropies += entropies
         self.num_samples += 1
-        counts = torch.bincount(sample.argmax(dim=0).flatten(), minlength=sample.shape[0])
-        for name, classes in self.regions.items():
-            self._num_voxels[name].append(int(counts[list(classes)].sum()))
+        classes = decided_classes(sample, regions=self.deciding_regions)
+        counts = torch.bincount(classes.flatten(), minlength=sample.shape[0])
+        for name, members in self.regions.items():
+            self._num_voxels[name].append(int(counts[list(members)].sum()))
 
     def maps(self) -> tuple[np.ndarray, np.ndarray]:
         """Return predictive entropy and mutual information, each float32 (1 + R, X, Y, Z), in nats.
@@ -132,7 +141,7 @@ class UncertaintySum:
     def volumes_ml(self, *, voxel_volume_ml: float) -> dict[str, dict[str, float]]:
         """Return for each region the `mean` and `standard_deviation` of its volume, in mL.
 
-        A sample's volume is that of the voxels whose most probable class belongs to the region;
+        A sample's volume is that of the voxels whose class belongs to the region;
         the standard deviation has n - 1 in its denominator.
 
         Raises:

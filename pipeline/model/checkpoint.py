@@ -21,6 +21,9 @@ from pipeline.model.pickles import judge_pickle
 LAST, BEST = "last.pt", "best.pt"
 """Names of a run's checkpoints: where it stands, and its best validation."""
 
+ENSEMBLE = "ensemble.pt"
+"""Name of the checkpoint that holds the models of all folds, in the folder of a crossval."""
+
 FORMAT = 1
 """Version of the content; raised when an older reader could not understand it."""
 

@@ -39,10 +39,11 @@ class Forward:
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., Any], *_: object
-    ) -> torch.Tensor:
-        """Return the logits of `inputs`."""
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Return the logits of `inputs`; in training a network may give several, in a list."""
         image = plain_tensor(inputs)
         if self.precision is None:
             return self.apply(image, network)
         with torch.autocast(image.device.type, dtype=self.precision):
-            return self.apply(image, network).float()
+            logits = self.apply(image, network)
+        return [part.float() for part in logits] if isinstance(logits, list) else logits.float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from pipeline.data.datalist import region_classes_of
+from pipeline.errors import SettingsError
 from pipeline.model.building import BUILD_ERRORS, built_with_weights
 from pipeline.model.bundle_files import WEIGHTS, is_bundle, read_bundle
-from pipeline.model.checkpoint import BEST, load_checkpoint
+from pipeline.model.checkpoint import BEST, ENSEMBLE, load_checkpoint
 from pipeline.model.values import REMEDY, judged_values, require_plain, unusable_model
 
 NUM_DIGITS = 16  # of a subject's digest: 64 bits tell a thousand subjects apart
@@ -53,6 +54,14 @@ class TrainedModel:
     def regions(self) -> dict[str, tuple[int, ...]]:
         """The class indices of each region."""
         return region_classes_of(self.header)
+
+    @property
+    def deciding_regions(self) -> list[list[int]] | None:
+        """The regions by which a voxel's class is decided (`transforms.decided_classes`), if any.
+
+        They are those of a network with an output per region.
+        """
+        return self.network.get("regions")
 
     @property
     def label_values(self) -> tuple[int, ...]:
@@ -105,7 +114,8 @@ def subject_digest(subject: str) -> str:
 
 
 def load_model(path: Path) -> TrainedModel:
-    """Read the model that `path` names: a run's folder, a checkpoint, or an exported bundle.
+    """Read the model that `path` names: the folder of a run or of a crossval, which is an ensemble,
+    a checkpoint, or an exported bundle.
 
     Nothing in it is executed.
 
@@ -123,15 +133,18 @@ def load_model(path: Path) -> TrainedModel:
 
 
 def _checkpoint_of(path: Path) -> Path:
-    """Return the checkpoint that `path` is, or that is in the run's folder `path`."""
+    """Return the checkpoint that `path` is, or that is in the folder `path`."""
     if not path.is_dir():
         return path
+    if (path / ENSEMBLE).is_file():
+        return path / ENSEMBLE
     if not (path / BEST).is_file():
         raise unusable_model(
             path.name,
-            expected=f"a run's folder with {BEST}, a checkpoint, or an exported bundle",
-            found=f"a folder without {BEST} and without configs/metadata.json",
-            remedy="A run has its best checkpoint after its first validation.",
+            expected=f"a run's folder with {BEST}, a crossval's with {ENSEMBLE}, a checkpoint, or "
+            "an exported bundle",
+            found=f"a folder without {BEST}, {ENSEMBLE} and configs/metadata.json",
+            remedy="A run has its best checkpoint after its first validation, or at its end.",
         )
     return path / BEST
 
@@ -165,6 +178,40 @@ def require_alike(models: Sequence[TrainedModel]) -> None:
                     found=found,
                     remedy="Models of one ensemble must be trained on lists with the same header.",
                 )
+        if other.deciding_regions != first.deciding_regions:
+            raise unusable_model(
+                other.name,
+                expected=f"outputs as {first.name} has them: {_outputs(first)}",
+                found=_outputs(other),
+                remedy="An ensemble is of models with one output per class, or all per region.",
+            )
+
+
+def default_inference(
+    models: Sequence[TrainedModel], *, said: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return how masks are made with `models` unless something else is said: their own settings.
+
+    Args:
+        models: Of one ensemble.
+        said: Names of settings that are given, about which models may differ.
+
+    Raises:
+        SettingsError: Models differ about another setting.
+    """
+    first, *others = models
+    for other in others:
+        for name, value in other.settings["inference"].items():
+            if name not in said and value != first.settings["inference"][name]:
+                raise SettingsError(
+                    f"{other.name} and {first.name} differ in inference.{name}: {value} and "
+                    f"{first.settings['inference'][name]}. Say it on the command line."
+                )
+    return dict(first.settings["inference"])
+
+
+def _outputs(model: TrainedModel) -> str:
+    return "one per class" if model.deciding_regions is None else "one per region"
 
 
 def _scores(progress: Any, name: str) -> dict[str, float]:

@@ -27,11 +27,11 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The loaders of a run, and the sampler that positions the first."""
+    """The loaders of a run, and the sampler that positions the first; None validates nothing."""
 
     training: DataLoader
     sampler: EpochSampler
-    validation: DataLoader
+    validation: DataLoader | None
 
 
 def prepare_data(
@@ -55,11 +55,12 @@ def prepare_data(
 
     Args:
         training_cases: Augmented and shuffled.
-        validation_cases: Neither; each also keeps its label on its own grid as `reference`.
+        validation_cases: Neither; each also keeps its label on its own grid as `reference`. There
+            may be none.
         preprocessing: Settings of `build_preprocessing`.
         augmentation: Settings of `build_augmentation`.
         seed: Of order and augmentation.
-        batch_size: Training cases a batch; more than 1 needs cases of one size.
+        batch_size: Training cases a batch; more than 1 needs cases of one size, or patches.
         num_workers: Processes that augment; with 0, threads of this one do.
         cache_memory_fraction: Share of the free memory that the cache may take.
         cache_dir: Folder of preprocessed cases, which other runs use as well.
@@ -75,8 +76,10 @@ def prepare_data(
     preparation = Preparation(preprocessing, mask_nonfinite=mask_nonfinite)
     # The largest of a few would be guessed; the first case is measured.
     first = preparation.measure(training_cases[0])
+    patch_size = augmentation["deformation"]["patch_size"]
     step_bytes = foresight(
-        (batch_size, *first.shape), num_batches=-(-len(training_cases) // batch_size)
+        (batch_size, first.shape[0], *(patch_size or first.shape[1:])),
+        num_batches=-(-len(training_cases) // batch_size),
     )
     num_cases = len(training_cases) + len(validation_cases)
     if cache_dir is not None:
@@ -91,10 +94,13 @@ def prepare_data(
     # A process would need a CUDA context of its own.
     device = CPU if num_workers else foresight.device
     training_set = cache("training", training_cases, budget_bytes=budget, device=device)
-    validation_set = cache(
-        "validation", validation_cases, budget_bytes=budget - training_set.num_bytes
+    left = budget - training_set.num_bytes
+    validating = (
+        validation_loader(cache("validation", validation_cases, budget_bytes=left))
+        if validation_cases
+        else None
     )
-    if batch_size > 1:
+    if batch_size > 1 and patch_size is None:
         _require_one_size(training_set, batch_size)
     loader, sampler = training_loader(
         training_set,
@@ -104,7 +110,7 @@ def prepare_data(
         num_workers=num_workers,
         pin_memory=device.type == "cpu" and torch.cuda.is_available(),
     )
-    return TrainingData(loader, sampler, validation_loader(validation_set))
+    return TrainingData(loader, sampler, validating)
 
 
 def _require_one_size(cases: CachedCases, batch_size: int) -> None:
@@ -113,7 +119,8 @@ def _require_one_size(cases: CachedCases, batch_size: int) -> None:
         raise SettingsError(
             f"training.batch_size: {batch_size} cases can be stacked only if all have one size; "
             f"after the preprocessing they have {len(shapes)}, such as {sorted(shapes)[:2]}. Use "
-            "training.accumulation_steps instead, or preprocessing without brain_box."
+            "training.accumulation_steps instead, preprocessing without brain_box, or patches "
+            "(augmentation.deformation.patch_size)."
         )
 
 

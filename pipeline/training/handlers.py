@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pipeline.data.loaders import EpochSampler
 from pipeline.errors import NumericalError
 from pipeline.signals import StopRequest
+from pipeline.training.averaging import AveragedWeights
 from pipeline.training.progress import Progress
 
 
@@ -63,15 +64,22 @@ class LossWatch:
 
 
 class OptimiserStep:
-    """Checks and clips the gradients before, and moves the learning rate after, each step.
+    """Checks and clips the gradients before each step; moves rate and averaged weights after it.
 
     A loss may be finite and its gradient not: one such step, and all weights are NaN. Under mixed
     precision the scaler skips it and lowers its scale, so that there it is no error.
     """
 
-    def __init__(self, scheduler: LRScheduler, *, gradient_clip: float | None) -> None:
+    def __init__(
+        self,
+        scheduler: LRScheduler,
+        *,
+        gradient_clip: float | None,
+        averaged: AveragedWeights | None = None,
+    ) -> None:
         self.scheduler = scheduler
         self.gradient_clip = gradient_clip
+        self.averaged = averaged
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Register with the trainer."""
@@ -91,8 +99,11 @@ class OptimiserStep:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip, norm)
 
     def _move_rate(self, engine: SupervisedTrainer) -> None:
-        if steps_now(engine):
-            self.scheduler.step()
+        if not steps_now(engine):
+            return
+        self.scheduler.step()
+        if self.averaged is not None:
+            self.averaged.follow(engine.network, num_steps=self.scheduler.last_epoch)
 
 
 def steps_now(engine: SupervisedTrainer) -> bool:

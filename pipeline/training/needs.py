@@ -63,8 +63,9 @@ def predict_needs(network: torch.nn.Module, *, image_shape: Sequence[int]) -> Ne
 
     counter = FlopCounterMode(display=False)
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), counter:
-        logits = twin(image)
-        torch.log_softmax(logits, dim=1).sum()
+        outputs = twin(image)
+        for logits in outputs if isinstance(outputs, list) else [outputs]:
+            torch.log_softmax(logits, dim=1).sum()
     num_parameters = sum(parameter.numel() for parameter in twin.parameters())
     copy_bytes = num_parameters * PARAMETER_BYTES
     owned = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}

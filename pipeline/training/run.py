@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from networks.layout import memory_format_of
 from pipeline.data.files import replace_file
@@ -19,6 +19,7 @@ from pipeline.errors import RunStopped
 from pipeline.model.checkpoint import BEST, FORMAT, save_checkpoint
 from pipeline.model.generations import save_last
 from pipeline.signals import StopRequest
+from pipeline.training.averaging import AveragedWeights
 from pipeline.training.data import TrainingData
 from pipeline.training.engines import build_evaluator, build_trainer
 from pipeline.training.handlers import (
@@ -95,6 +96,8 @@ class TrainingRun:
         # The weights decide for all layers.
         layout = memory_format_of(network, device)
         self.network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+        decay = settings["training"]["ema_decay"]
+        self.averaged = None if decay is None else AveragedWeights(self.network, decay=decay)
         if settings["training"]["torch_compile"]:
             self.network.compile()  # in place: weights keep their names
         self.data = data
@@ -114,14 +117,7 @@ class TrainingRun:
             num_pictures=settings["validation"]["num_pictures"],
         )
         self.trainer = self._build_trainer(**training)
-        self.evaluator = build_evaluator(
-            self.network,
-            loader=data.validation,
-            postprocessing=build_postprocessing(build_preprocessing(**model.preprocessing)),
-            device=device,
-            amp=training["amp"],
-            handlers=[self.scores, StopWatch(stop)],
-        )
+        self.evaluator = self._build_evaluator(amp=training["amp"])
 
     def _build_trainer(
         self,
@@ -139,23 +135,48 @@ class TrainingRun:
             self.network,
             loader=self.data.training,
             optimizer=self.optimizer,
-            loss=build_loss(loss, dice_smoothing=dice_smoothing),
+            loss=build_loss(
+                loss, dice_smoothing=dice_smoothing, regions=self.model.network.get("regions")
+            ),
             device=self.device,
             max_epochs=max_epochs,
             amp=amp,
             accumulation_steps=accumulation_steps,
             handlers=[
                 Position(self.data.sampler, seed=self.settings["seed"], batch_size=batch_size),
-                OptimiserStep(self.scheduler, gradient_clip=gradient_clip),
+                OptimiserStep(self.scheduler, gradient_clip=gradient_clip, averaged=self.averaged),
             ],
         )
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: self._finish_epoch())
         return trainer
 
+    def _build_evaluator(self, *, amp: bool) -> SupervisedEvaluator | None:
+        """Return what validates the weights that are kept; None where nothing validates."""
+        if self.data.validation is None:
+            return None
+        preprocessing = build_preprocessing(**self.model.preprocessing)
+        return build_evaluator(
+            self.kept_network,
+            loader=self.data.validation,
+            postprocessing=build_postprocessing(
+                preprocessing, regions=self.model.network.get("regions")
+            ),
+            device=self.device,
+            amp=amp,
+            handlers=[self.scores, StopWatch(self.stop)],
+        )
+
+    @property
+    def kept_network(self) -> torch.nn.Module:
+        """The network that is validated and kept: the averaged one, where there is one."""
+        return self.network if self.averaged is None else self.averaged.network
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over weights, optimiser, schedule, counters and history of a checkpoint."""
-        self.network.load_state_dict(state["weights"])
+        self.kept_network.load_state_dict(state["weights"])
         progress = state["progress"]
+        if self.averaged is not None:
+            self.network.load_state_dict(progress["trained_weights"])
         self.optimizer.load_state_dict(progress["optimizer"])
         self.scheduler.load_state_dict(progress["scheduler"])
         for parameter, gradient in zip(
@@ -236,24 +257,27 @@ class TrainingRun:
             "training_loss": self.progress.epoch_loss_sum / len(self.data.training),
         }
         is_last = epoch == self.settings["training"]["max_epochs"]
-        if is_last or epoch % self.settings["validation"]["every_epochs"] == 0:
-            if not self._validate(epoch):
+        every = self.settings["validation"]["every_epochs"]
+        if self.evaluator is not None and (is_last or epoch % every == 0):
+            if not self._validate(self.evaluator, epoch):
                 self.trainer.terminate()
                 return
             row |= self.evaluator.state.metrics
         self.progress.add_epoch(row)
         self._keep_if_best(row)
+        if self.evaluator is None and is_last:
+            save_checkpoint(self.folder / BEST, self._content())
         self.save_last()
         write_metrics(self.progress, self.folder)
         if self._is_finished():
             self.trainer.terminate()
 
-    def _validate(self, epoch: int) -> bool:
+    def _validate(self, evaluator: SupervisedEvaluator, epoch: int) -> bool:
         """Run the evaluator; False if a signal ended it before the last case."""
-        self.evaluator.run(epoch)
-        if self.evaluator.state.iteration < len(self.data.validation):
+        evaluator.run(epoch)
+        if evaluator.state.iteration < evaluator.state.epoch_length:
             return False
-        metrics = self.evaluator.state.metrics
+        metrics = evaluator.state.metrics
         self.board.add_validation(
             self.progress.iteration, metrics=metrics, pictures=self.scores.pictures
         )
@@ -279,7 +303,7 @@ class TrainingRun:
         scaler = self.trainer.scaler
         return {
             "format": FORMAT,
-            "weights": self.network.state_dict(),
+            "weights": self.kept_network.state_dict(),
             "network": self.model.network,
             "preprocessing": self.model.preprocessing,
             "header": self.model.header,
@@ -287,6 +311,8 @@ class TrainingRun:
             "settings": dict(self.settings),
             "versions": {name: version(name) for name in ("torch", "monai")},
             "progress": {
+                # Of the last step, where those that are kept are an average.
+                "trained_weights": self.averaged and self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),

@@ -77,7 +77,7 @@ def train(
         LOG.warning(state.remark)
     sweep_temporaries(folder)
     seed_everything(settings["seed"], deterministic=settings["training"]["deterministic"])
-    training_cases, validation_cases = datalist.split(settings["fold"])
+    training_cases, validation_cases = _split(datalist, settings)
     mark = fingerprint(datalist.header(), training_cases, validation_cases)
     if state is not None:
         _require_same_data(state.content, datalist.header(), mark)
@@ -101,6 +101,17 @@ def train(
             stop=stop,
         )
         return _go(run, state, needed_bytes=foresight.new_step_bytes)
+
+
+def _split(
+    datalist: DataList, settings: Mapping[str, Any]
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Return the cases to train on and those to validate on: none, if nothing is validated."""
+    fold = settings["fold"]
+    if settings["validation"]["every_epochs"] is not None:
+        return datalist.split(fold)
+    # Where the list was read for this run, the fold is not in it any more.
+    return tuple(case for case in datalist.training if fold is None or case.fold != fold), ()
 
 
 def _go(run: TrainingRun, state: StoredState | None, *, needed_bytes: int) -> Progress:
@@ -172,20 +183,34 @@ def load_weights(network: torch.nn.Module, path: Path, *, header: Mapping[str, A
 def _build_model(
     datalist: DataList, settings: Mapping[str, Any], training_cases: Sequence[Case]
 ) -> tuple[Model, torch.nn.Module]:
+    regions = datalist.region_classes()
     arguments = {
         "name": settings["network"]["name"],
         "in_channels": len(datalist.modalities),
         "out_channels": len(datalist.labels),
         **settings["network"]["settings"],
     }
+    if settings["network"]["outputs"] == "regions":
+        # Each within the one before it, where they are nested.
+        arguments["regions"] = sorted(map(sorted, regions.values()), key=len, reverse=True)
     try:
         network = build_network(**arguments)
     except ValueError as error:
         raise SettingsError(f"network: {error}") from error
     preprocessing = {**settings["preprocessing"], "divisor": network.divisor}
-    regions = datalist.region_classes()
+    _require_patches_that_fit(
+        settings["augmentation"]["deformation"]["patch_size"], divisor=preprocessing["divisor"]
+    )
     trained_on = tuple(sorted({subject_digest(case.subject) for case in training_cases}))
     return Model(arguments, preprocessing, datalist.header(), regions, trained_on), network
+
+
+def _require_patches_that_fit(patch_size: Sequence[int] | None, *, divisor: int) -> None:
+    if any(edge % divisor for edge in patch_size or ()):
+        raise SettingsError(
+            f"augmentation.deformation.patch_size: expected multiples of {divisor}, as the network "
+            f"halves an image; found {patch_size}."
+        )
 
 
 def _require_same_data(state: Mapping[str, Any], header: Mapping[str, Any], mark: str) -> None:

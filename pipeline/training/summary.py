@@ -20,11 +20,11 @@ SUMMARY = "summary.json"
 
 
 def write_summary(progress: Progress, folder: Path) -> dict[str, Any]:
-    """Write `summary.json`: the best and the last validation, and return it."""
+    """Write `summary.json`: the best and the last validation, if there was any, and return it."""
     validated = [row for row in progress.history if "dice_mean" in row]
     summary = {
         "best": next((row for row in validated if row["epoch"] == progress.best_epoch), None),
-        "last": validated[-1],
+        "last": validated[-1] if validated else None,
         "epochs": progress.num_epochs_done,
         "iterations": progress.iteration,
     }
@@ -34,6 +34,19 @@ def write_summary(progress: Progress, folder: Path) -> dict[str, Any]:
 
 def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:
     """Print the score table and where everything is."""
+    if summary["last"] is not None:
+        _print_scores(summary, console)
+    lines = (
+        f"Weights:     {folder / BEST} ({'best' if summary['last'] else 'last epoch'}), "
+        f"{folder / LAST} (last)",
+        f"Curves:      {folder / METRICS}, {folder / SUMMARY}",
+        f"TensorBoard: tensorboard --host 127.0.0.1 --logdir {folder / FOLDER_NAME}",
+    )
+    # A folder's name may hold what rich would take for markup.
+    console.print("\n".join(lines), markup=False)
+
+
+def _print_scores(summary: dict[str, Any], console: Console) -> None:
     best, last = summary["best"], summary["last"]
     best = best or last
     table = Table(title=f"Validation after {summary['epochs']} epochs", title_justify="left")
@@ -43,10 +56,3 @@ def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> No
         values = (best[name], last[name], last[BACKGROUND + name])
         table.add_row(name, *(f"{value:.4f}" for value in values))
     console.print(table)
-    lines = (
-        f"Weights:     {folder / BEST} (best), {folder / LAST} (last)",
-        f"Curves:      {folder / METRICS}, {folder / SUMMARY}",
-        f"TensorBoard: tensorboard --host 127.0.0.1 --logdir {folder / FOLDER_NAME}",
-    )
-    # A folder's name may hold what rich would take for markup.
-    console.print("\n".join(lines), markup=False)
