@@ -11,6 +11,7 @@ VERBS = {
     "make_datalist": "find the cases in a folder and write the data list",
     "check": "look for every fault in the cases of a data list",
     "train": "train and validate the network",
+    "crossval": "train and predict each fold in turn, score all, and make an ensemble",
     "infer": "segment cases with one or several trained networks",
     "evaluate": "score masks against references, or two sets of masks against each other",
     "report": "show scores, curves and every case in one HTML file, with pictures and meshes",

@@ -23,11 +23,13 @@ ROWS: list[list[str]] = [
     ["pipeline.inference", "pipeline.evaluation"],
     ["pipeline.training"],
     ["pipeline.bundle", "pipeline.reporting"],
+    ["pipeline.crossvalidation"],
     [
         "pipeline.phantom",
         "pipeline.make_datalist",
         "pipeline.check",
         "pipeline.train",
+        "pipeline.crossval",
         "pipeline.infer",
         "pipeline.evaluate",
         "pipeline.export",
@@ -40,7 +42,17 @@ LEAVES = {
     "transforms": {"transforms", "numpy", "torch", "monai"},
     "networks": {"networks", "torch", "monai"},
 }
-VERBS = ("phantom", "make_datalist", "check", "train", "infer", "evaluate", "export", "report")
+VERBS = (
+    "phantom",
+    "make_datalist",
+    "check",
+    "train",
+    "crossval",
+    "infer",
+    "evaluate",
+    "export",
+    "report",
+)
 
 
 def modules() -> list[str]:

@@ -46,8 +46,10 @@ class Needs:
     checkpoint_bytes: int
 
 
-def predict_needs(network: torch.nn.Module, *, image_shape: Sequence[int]) -> Needs:
-    """Return the needs of training on images (B, C, X, Y, Z).
+def predict_needs(
+    network: torch.nn.Module, *, image_shape: Sequence[int], averaged: bool = False
+) -> Needs:
+    """Return the needs of training on images (B, C, X, Y, Z), with or without `AveragedWeights`.
 
     A copy of `network` runs once on torch's meta device, where tensors have a shape and no content.
     """
@@ -67,15 +69,15 @@ def predict_needs(network: torch.nn.Module, *, image_shape: Sequence[int]) -> Ne
         for logits in outputs if isinstance(outputs, list) else [outputs]:
             torch.log_softmax(logits, dim=1).sum()
     num_parameters = sum(parameter.numel() for parameter in twin.parameters())
-    copy_bytes = num_parameters * PARAMETER_BYTES
+    copy_bytes, added = num_parameters * PARAMETER_BYTES, int(averaged)
     owned = {parameter.untyped_storage()._cdata for parameter in twin.parameters()}
     kept_bytes = sum(storage.nbytes() for key, storage in kept.items() if key not in owned)
     return Needs(
         num_parameters=num_parameters,
         step_flop=PASSES_PER_STEP * counter.get_total_flops(),
-        step_bytes=kept_bytes + COPIES_IN_MEMORY * copy_bytes,
-        new_step_bytes=kept_bytes + NUM_MOMENTS * copy_bytes,
-        checkpoint_bytes=COPIES_IN_CHECKPOINT * copy_bytes,
+        step_bytes=kept_bytes + (COPIES_IN_MEMORY + added) * copy_bytes,
+        new_step_bytes=kept_bytes + (NUM_MOMENTS + added) * copy_bytes,
+        checkpoint_bytes=(COPIES_IN_CHECKPOINT + added) * copy_bytes,
     )
 
 

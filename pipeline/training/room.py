@@ -105,7 +105,8 @@ class Foresight:
         Raises:
             ResourceError: Memory or disk cannot suffice.
         """
-        needs = predict_needs(self.network, image_shape=batch_shape)
+        averaged = self.settings["training"]["ema_decay"] is not None
+        needs = predict_needs(self.network, image_shape=batch_shape, averaged=averaged)
         num_iterations = self.settings["training"]["max_epochs"] * num_batches
         LOG.info(describe(needs, num_iterations=num_iterations, device=self.device))
         require_memory(needs, settings=self.settings, device=self.device)
