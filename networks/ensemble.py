@@ -14,6 +14,8 @@ from networks.regions import Content
 class Ensemble(nn.Module):
     """The logarithm of the mean of its members' class probabilities, whose softmax is that mean.
 
+    The members stay in evaluation mode, in which they speak of classes.
+
     Args:
         members: map (B, in_channels, X, Y, Z) to logits of classes; alike, with one divisor.
     """
@@ -23,6 +25,12 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.divisor = self.members[0].divisor
         self.takes_content = bool(getattr(self.members[0], "takes_content", False))
+
+    def train(self, mode: bool = True) -> Ensemble:
+        """Do as `torch.nn.Module.train` does, the members excepted."""
+        super().train(mode)
+        self.members.eval()
+        return self
 
     def forward(self, image: Tensor, content: Content | None = None) -> Tensor:
         """Return (B, C, X, Y, Z), float32; `content` is that of a `UNet3D`."""

@@ -185,6 +185,11 @@ class LoadingSettings(Stage):
 class InferenceDefaults(Stage):
     """How masks are made with the model unless the command line says otherwise."""
 
+    window: Literal["auto"] | tuple[Edge, Edge, Edge] | None = Field(
+        "auto",
+        description="sliding window in voxels; null: one pass; auto: as memory allows. A network "
+        "with instance normalisation that was trained on patches needs windows of their size",
+    )
     flips: bool = Field(False, description="mean over all mirrorings of X, Y and Z")
     min_et_volume_ml: float | None = Field(
         None, gt=0, description="a smaller enhancing tumour is taken for necrotic core"
@@ -220,9 +225,6 @@ class Settings(Stage):
 class InferenceSettings(InferenceDefaults):
     """How masks are made with trained networks; stored beside every mask."""
 
-    window: Literal["auto"] | tuple[Edge, Edge, Edge] | None = Field(
-        "auto", description="sliding window in voxels; null: one pass; auto: as memory allows"
-    )
     overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next covers")
     amp: bool = Field(True, description="half precision on a GPU, as in training")
     brain_only: bool = Field(
@@ -266,6 +268,51 @@ PRESETS: dict[str, dict[str, Any]] = {
             "gradient_clip": 1.0,
         },
         "validation": {"every_epochs": 5},
+    },
+    "strong": {
+        "preprocessing": {
+            "border_crop": None,
+            "brain_box": True,
+            "normalization": "zscore",
+            "gaussian_sigma": None,
+            "sharpen_strength": None,
+        },
+        "augmentation": {
+            "rotation_probability": 0.0,
+            "flip_axes": [0, 1, 2],
+            "deformation": {"probability": 0.3, "elastic_probability": 0.1},
+            "appearance": {
+                "noise_probability": 0.1,
+                "blur_probability": 0.2,
+                "brightness_probability": 0.15,
+                "contrast_probability": 0.15,
+                "gamma_probability": 0.4,
+                "low_resolution_probability": 0.25,
+            },
+        },
+        "network": {
+            "name": "UNet3D",
+            "outputs": "regions",
+            "settings": {
+                "num_filters": 24,
+                "norm": "instance",
+                "dropout": 0.0,
+                "residual": True,
+                "deep_supervision": 2,
+            },
+        },
+        "training": {
+            "max_epochs": 300,
+            "loss": "dice_ce",
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-4,
+            "schedule": "cosine",
+            "warmup_fraction": 0.02,
+            "gradient_clip": 1.0,
+            "ema_decay": 0.999,
+        },
+        "validation": {"every_epochs": 10},
+        "inference": {"flips": True},
     },
 }
 

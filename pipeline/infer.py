@@ -72,7 +72,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     settings.add_argument(
         "--window",
         metavar="N[,N,N]",
-        help="sliding window in voxels, as 96 or 96,96,64; or 'whole'; default: as memory allows",
+        help="sliding window in voxels, as 96 or 96,96,64; or 'whole' (default: as the model "
+        "says, mostly as memory allows)",
     )
     settings.add_argument("--overlap", type=float, help="of windows, 0 to 1 (default: 0.5)")
     settings.add_argument(

@@ -29,7 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the verb's parser."""
     parser = new_parser("train", __doc__)
     add_list_argument(parser)
-    parser.add_argument("--preset", help="original (the article; default) or quick (for a CPU)")
+    parser.add_argument(
+        "--preset", help="original (the article; default), quick (for a CPU) or strong (for a GPU)"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON")
     parser.add_argument(
         "--set",

@@ -215,6 +215,46 @@ def test_training_goes_on_in_monai(
         assert 0 < max(steps) < 2.1e-3
 
 
+REGIONS = {
+    "name": "UNet3D",
+    "num_levels": 3,
+    "num_filters": 2,
+    "norm": "instance",
+    "residual": True,
+    "deep_supervision": 1,
+    "regions": [[1, 2, 3], [1, 3], [3]],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_members", [1, 2], ids=["model", "ensemble"])
+def test_region_outputs_in_every_format_and_in_training(
+    num_members: int,
+    cohort: Path,
+    environment: CleanEnvironment,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    network = {**REGIONS, "num_members": num_members}
+    folder = save_model(tmp_path / "run", network=network, preprocessing=ORIGINAL, seed=7)
+    bundle = tmp_path / "bundle"
+    assert export.main([str(folder), "-o", str(bundle), "--torchscript", "--onnx"]) == 0
+    printed = capsys.readouterr().out
+    assert "(background, necrotic_core, oedema, enhancing_tumour)" in printed
+    for name in ("models/model.ts", "models/model.onnx"):
+        assert f"{name}: the same classes; " in printed
+    environment.run(
+        [
+            *("-m", "monai.bundle", "run", "--config_file", "configs/train.json"),
+            *("--cases", f"%{cohort}#training", "--dataset_dir", str(cohort.parent)),
+            *("--output_dir", str(tmp_path), "--device", "cpu", "--fold", "1", "--epochs", "1"),
+        ],
+        folder=bundle,
+        time_limit_s=TIME_LIMIT_S,
+    )
+    assert (tmp_path / "last.pt").is_file()
+
+
 def spoil_tensor(bundle: Path) -> None:
     path = bundle / "models" / "model.pt"
     weights = torch.load(path, weights_only=True)
@@ -474,3 +514,14 @@ def test_the_mask_compared_is_in_the_datasets_values(model: TrainedModel, tmp_pa
     values = classes_to_values(reference()["classes"], values=model.label_values)[0].numpy()
     write_volume(path, values, affine=AFFINE, dtype=np.uint8)
     _compare_masks(path, reference(), model)
+
+
+def test_another_runtime_may_only_move_a_region_across_a_half() -> None:
+    regions = [[1, 2, 3], [1, 3], [3]]
+    # WT 0.9, TC 0.5005, ET 0.1.
+    voxel = torch.tensor([0.1, 0.4005, 0.3995, 0.1])[:, None, None, None]
+    near = {"probabilities": voxel, "classes": torch.ones(1, 1, 1, 1, dtype=torch.uint8)}
+    oedema = torch.full((1, 1, 1, 1), 2, dtype=torch.uint8)
+    assert _num_ties("a", oedema, near, difference=2e-4, regions=regions) == 1
+    with pytest.raises(DataError, match="1 of 1 voxels differ"):
+        _num_ties("a", oedema, near, difference=1e-5, regions=regions)

@@ -55,6 +55,17 @@ def test_it_gives_the_mean_of_the_probabilities() -> None:
     assert network.divisor == 2
 
 
+def test_its_members_speak_of_classes_in_training_too() -> None:
+    regions = [[1, 2], [1]]
+    network = build_network(
+        "UNet3D", in_channels=2, out_channels=3, num_members=2, regions=regions, **SETTINGS
+    )
+    expected = network.eval()(IMAGE)
+    assert torch.equal(network.train()(IMAGE), expected)
+    assert network.training
+    assert expected.shape[1] == 3
+
+
 def test_a_number_of_members_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="num_members must be at least 1; found 0"):
         build_network("UNet3D", in_channels=2, out_channels=3, num_members=0)

@@ -241,7 +241,7 @@ def _fold(*, held_out: bool) -> Config:
 
 def _region_labels(model: TrainedModel) -> list[Config]:
     """Return the step from a label to masks of regions, for a network with an output for each."""
-    if model.deciding_regions is None:
+    if not _is_trained_by_region(model):
         return []
     return [
         {
@@ -250,6 +250,11 @@ def _region_labels(model: TrainedModel) -> list[Config]:
             "regions": model.deciding_regions,
         }
     ]
+
+
+def _is_trained_by_region(model: TrainedModel) -> bool:
+    """Whether the network has an output per region in training; an ensemble has one per class."""
+    return model.deciding_regions is not None and not model.is_ensemble
 
 
 def _loss(model: TrainedModel) -> Config:
@@ -262,7 +267,7 @@ def _loss(model: TrainedModel) -> Config:
         "smooth_dr": training["dice_smoothing"],
         "lambda_dice": dice,
     }
-    if model.deciding_regions is None:
+    if not _is_trained_by_region(model):
         loss |= {
             "_target_": "DiceCELoss",
             "include_background": False,
@@ -278,6 +283,6 @@ def _loss(model: TrainedModel) -> Config:
             "gamma": 0.0,
             "lambda_focal": cross_entropy,
         }
-    if not model.network.get("deep_supervision"):
+    if model.is_ensemble or not model.network.get("deep_supervision"):
         return loss
     return {"_target_": "DeepSupervisionLoss", "loss": loss}

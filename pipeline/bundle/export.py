@@ -41,7 +41,8 @@ def export_bundle(
     Args:
         model: what to export.
         target: a folder that does not exist yet.
-        window: edge of the windows in voxels; None for the whole volume in one pass.
+        window: edge of the windows in voxels; None for what the model says, else for the whole
+            volume in one pass.
         overlap: share of a window that the next one covers.
         formats: `torchscript` (models/model.ts), `onnx` (models/model.onnx).
         archive: with `target`.zip beside it, which has the folder in it.
@@ -99,8 +100,9 @@ def _inferer(model: TrainedModel, *, window: int | None, overlap: float) -> Conf
     if not 0 <= overlap < 1:
         raise SettingsError(f"--overlap {overlap}: expected a share from 0 to less than 1")
     divisor = model.preprocessing["divisor"]
+    own = model.settings["inference"]["window"]
     return {
-        "window": window,
+        "window": own if window is None and own != "auto" else window,
         "overlap": overlap,
         "flips": model.settings["inference"]["flips"],
         "divisor": divisor,

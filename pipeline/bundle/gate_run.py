@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ PROBABILITY_TOLERANCE = 1e-5
 # 2e-4 of it was measured for the normalisation of SegResNet in ONNX Runtime, 1e-6 for UNet3D. A
 # network with another weight, layer or size differs by far more.
 LOGIT_TOLERANCE = 1e-3
+# Of a network that gives logarithms of probabilities: of those near 0, rounding makes anything.
+LOGARITHM_TOLERANCE = 1e-3
 # The name of the folder that the inputs lie in, and so of the results.
 CASE = "case"
 
@@ -162,6 +164,8 @@ def check_formats(
     if not files:
         return {}
     (member,) = predictor.members
+    regions = member.model.deciding_regions
+    gives_logarithms = bool(regions or member.model.is_ensemble or inferer["flips"])
     prepared = member.prepare(item)
     ties = {}
     with torch.no_grad(), torchscript_allowed():
@@ -169,20 +173,34 @@ def check_formats(
         expected = VolumeInferer(**inferer)(image, member.network)
         for name, file in files.items():
             logits = VolumeInferer(**inferer)(image, LOADERS[name](folder / file))
-            difference = _logit_difference(file, logits, expected)
-            done = member.postprocessing({**prepared, "pred": logits[0]})
-            ties[file] = _num_ties(file, done["classes"], reference, difference=difference)
+            if gives_logarithms:
+                difference = _probability_difference(file, logits, expected)
+            else:
+                difference = _logit_difference(file, logits, expected)
+            classes = member.postprocessing({**prepared, "pred": logits[0]})["classes"]
+            ties[file] = _num_ties(file, classes, reference, difference=difference, regions=regions)
     return ties
 
 
 def _logit_difference(file: str, found: torch.Tensor, expected: torch.Tensor) -> float:
-    largest = float((found - expected).abs().max())
     bound = LOGIT_TOLERANCE * float(expected.abs().max())
+    return _difference(file, found, expected, bound=bound, what="logits")
+
+
+def _probability_difference(file: str, found: torch.Tensor, expected: torch.Tensor) -> float:
+    one, other = (torch.softmax(logits, dim=1) for logits in (found, expected))
+    return _difference(file, one, other, bound=LOGARITHM_TOLERANCE, what="probabilities")
+
+
+def _difference(
+    file: str, found: torch.Tensor, expected: torch.Tensor, *, bound: float, what: str
+) -> float:
+    largest = float((found - expected).abs().max())
     if not largest <= bound:
         raise problem(
             "format",
             file=file,
-            expected=f"the logits of the network to {bound:g}",
+            expected=f"the {what} of the network to {bound:g}",
             found=f"a difference of {largest:g}",
             remedy="Leave this format out; this network is not the same in it.",
         )
@@ -195,15 +213,25 @@ def _num_ties(
     reference: Mapping[str, torch.Tensor],
     *,
     difference: float,
+    regions: Sequence[Sequence[int]] | None = None,
 ) -> int:
     """Return in how many voxels a class differs; all must be such that `difference` explains it.
 
     Where no logit differs by more, no probability differs by more than half of it: the two that
     changed places cannot have been further apart than that, up to the probabilities' own rounding.
+    With `regions`, where no probability of a class differs by more, that of a region differs by no
+    more than all of its classes together, and a half was as near as that.
     """
     differs = (classes != reference["classes"])[0]
-    first, second = reference["probabilities"].topk(2, dim=0).values
-    wrong = differs & (first - second > difference + PROBABILITY_TOLERANCE)
+    probabilities = reference["probabilities"]
+    if regions is None:
+        first, second = probabilities.topk(2, dim=0).values
+        margin = first - second
+    else:
+        inside = torch.stack([probabilities[list(region)].sum(dim=0) for region in regions])
+        margin = (inside - 0.5).abs().amin(dim=0)
+        difference *= len(probabilities)
+    wrong = differs & (margin > difference + PROBABILITY_TOLERANCE)
     if wrong.any():
         place = tuple(int(index) for index in wrong.nonzero()[0])
         raise problem(

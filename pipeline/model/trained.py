@@ -64,6 +64,11 @@ class TrainedModel:
         return self.network.get("regions")
 
     @property
+    def is_ensemble(self) -> bool:
+        """Whether the network is several in one."""
+        return self.network.get("num_members", 1) > 1
+
+    @property
     def label_values(self) -> tuple[int, ...]:
         """The voxel value of each class."""
         return tuple(self.header["labels"].values())

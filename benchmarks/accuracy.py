@@ -1,0 +1,224 @@
+"""python -m benchmarks.accuracy LIST -o OUT --methods NAME... [--minutes M] [--spacing-mm S] ...
+
+Cross-validate this project, nnU-Net v2 and MONAI's BraTS recipe on the same cases, folds and grid,
+with the same minutes of training for each fold, and score all masks alike, on the cases' own grids.
+A NAME is a preset (strong, quick, original), a variant of one (NAME=PRESET:setting=value,...),
+nnunet or segresnet. What is finished is not done again: a run that was stopped is simply repeated,
+and methods can be added later. OUT then holds accuracy.json and accuracy.md, and for each method
+its masks and scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy_peers.costs import Costs
+from benchmarks.accuracy_peers.methods import SCORES, Method, parse_methods
+from benchmarks.accuracy_peers.nnunet import NAME as NNUNET
+from benchmarks.accuracy_peers.nnunet import NnUNet, require_nnunet
+from benchmarks.accuracy_peers.ours import Ours
+from benchmarks.accuracy_peers.regions import nested_regions
+from benchmarks.accuracy_peers.scoring import comparison_document, score, summary_document
+from benchmarks.accuracy_peers.segresnet import ZooSegResNet
+from benchmarks.accuracy_peers.task import Task
+from benchmarks.accuracy_table import markdown
+from benchmarks.machine import describe_machine
+from pipeline.cli import add_list_argument, main_of
+from pipeline.data.datalist import DataList, read_datalist
+from pipeline.data.files import replace_files, require_writable
+from pipeline.data.json_files import json_bytes
+from pipeline.data.lock import locked_folder
+from pipeline.errors import SettingsError
+from pipeline.versions import versions_of
+
+MINUTES, SPACING_MM = 20.0, 2.0
+JSON, MARKDOWN = "accuracy.json", "accuracy.md"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_list_argument(parser)
+    parser.add_argument("-o", "--output-dir", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--methods", nargs="+", required=True, metavar="NAME")
+    parser.add_argument("--folds", nargs="+", type=int, metavar="N", help="default: all")
+    parser.add_argument(
+        "--minutes",
+        type=_positive,
+        default=MINUTES,
+        help=f"of training for each fold (default: {MINUTES:g})",
+    )
+    parser.add_argument(
+        "--spacing-mm",
+        type=_positive,
+        default=SPACING_MM,
+        metavar="S",
+        help=f"the grid that all work on (default: {SPACING_MM:g})",
+    )
+    parser.add_argument(
+        "--nnunet-python", type=Path, metavar="PATH", help="a Python that nnU-Net is installed for"
+    )
+    parser.add_argument(
+        "--threads", type=_natural, default=os.cpu_count(), help="default: as many as cores"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    return parser
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Run what is not finished, score all, write the table."""
+    methods = parse_methods(arguments.methods)
+    datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
+    if not all(method.is_ours for method in methods):
+        nested_regions(datalist)
+    # Not resolved: the Python of a virtual environment is a link, and knows by its place where.
+    python = arguments.nnunet_python and arguments.nnunet_python.absolute()
+    if any(method.name == NNUNET for method in methods):
+        python = require_nnunet(python)
+    task = Task(
+        datalist=datalist,
+        folds=chosen_folds(datalist, arguments.folds),
+        folder=arguments.output_dir.absolute(),
+        minutes=arguments.minutes,
+        spacing_mm=arguments.spacing_mm,
+        threads=arguments.threads,
+        device=arguments.device,
+        allow_outside_root=arguments.allow_outside_root,
+    )
+    require_writable(task.folder)
+    with locked_folder(task.folder):
+        claim(task, methods)
+        costs = {method.name: run_method(task, method, python=python) for method in methods}
+        content = compared(task, methods, costs)
+        text = markdown(content)
+        replace_files(task.folder, {JSON: json_bytes(content), MARKDOWN: text.encode()})
+    print(text)
+
+
+def chosen_folds(datalist: DataList, wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the folds to cross-validate over, in ascending order.
+
+    Raises:
+        SettingsError: A fold is not in the list, or there are fewer than two.
+    """
+    there = {case.fold for case in datalist.training if case.fold is not None}
+    folds = tuple(sorted(set(wanted) if wanted else there))
+    if len(folds) < 2 or not there.issuperset(folds):
+        raise SettingsError(
+            f"--folds: expected at least two of the folds of {datalist.path.name} "
+            f"({', '.join(map(str, sorted(there))) or 'it has none'}); found "
+            f"{', '.join(map(str, folds)) or 'none'}. Make folds with make_datalist --folds."
+        )
+    return folds
+
+
+def claim(task: Task, methods: Sequence[Method]) -> None:
+    """Note what the folder is for.
+
+    Raises:
+        SettingsError: It is for something else: another list, other minutes, another variant.
+    """
+    wanted: dict[str, dict[str, Any]] = {"task": task_document(task)}
+    for method in methods:
+        wanted[f"{method.name}/method"] = {
+            "preset": method.preset,
+            "assignments": list(method.assignments),
+        }
+    for name, document in wanted.items():
+        stored = task.note(name, document)
+        for key, value in document.items():
+            if stored.get(key) != value:
+                raise SettingsError(
+                    f"{task.folder.name}, {name}: expected {key} {stored.get(key)}, as the folder "
+                    f"was begun with; found {value}. Choose another -o, or another name."
+                )
+
+
+def task_document(task: Task) -> dict[str, Any]:
+    """Return what is the same for all methods, as plain JSON values."""
+    return {
+        "list": task.datalist.name,
+        "list_sha256": hashlib.sha256(task.datalist.path.read_bytes()).hexdigest(),
+        "num_cases": len(task.cases()),
+        "folds": list(task.folds),
+        "minutes": task.minutes,
+        "spacing_mm": task.spacing_mm,
+        "threads": task.threads,
+        "device": task.device,
+    }
+
+
+def run_method(task: Task, method: Method, *, python: Path | None) -> Costs:
+    """Train and predict with one method, or go on with it; return what it cost."""
+    if method.is_ours:
+        return Ours(task, method).run()
+    if method.name == NNUNET:
+        assert python is not None, "required before"
+        return NnUNet(task, python=python).run()
+    return ZooSegResNet(task).run()
+
+
+def compared(task: Task, methods: Sequence[Method], costs: dict[str, Costs]) -> dict[str, Any]:
+    """Score all masks, and return everything as plain JSON values.
+
+    The first method of ours is what the others are compared with.
+    """
+    reports = {}
+    for method in methods:
+        print(f"{method.name}: scoring ...", flush=True)
+        reports[method.name] = score(task, method.name)
+    reference = next(method.name for method in methods if method.is_ours)
+    folder = task.folder / SCORES
+    return {
+        "task": task_document(task),
+        "machine": describe_machine(),
+        "software": versions_of(()),
+        "reference": reference,
+        "regions": list(task.datalist.regions),
+        "methods": {
+            name: {"costs": costs[name].to_dict(), "scores": summary_document(report)}
+            for name, report in reports.items()
+        },
+        "comparisons": {
+            name: comparison_document(
+                reports[reference], report, folder=folder / f"{reference}_against_{name}"
+            )
+            for name, report in reports.items()
+            if name != reference
+        },
+    }
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {text}")
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison and return its exit code."""
+    return main_of(build_parser(), work, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The sides of `python -m benchmarks.accuracy`: how each is calibrated, trained and predicts."""

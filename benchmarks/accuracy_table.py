@@ -1,0 +1,203 @@
+"""The comparison of `benchmarks.accuracy` in Markdown, with what has to be read beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.evaluation.comparison import TEST
+from pipeline.evaluation.definitions import STATED_RULE
+from pipeline.evaluation.statistics import NUM_RESAMPLES
+
+Document = Mapping[str, Any]
+
+MEAN = "dice_mean"
+BACKGROUND = "everything background"
+NOTES = (
+    "All sides get the same cases, folds and grid, train each fold from scratch on the other "
+    "folds, and use the weights after their last step (ours: averaged over steps where the preset "
+    "says so). Masks are brought back to the cases' own grids by each side and scored there by "
+    "`pipeline.evaluation`.",
+    "The steps of a side are chosen before its training, from the seconds of a few steps on this "
+    "machine (the first ones left out), so that they fill the budget, for the first fold; the "
+    "others get as many epochs. What the training then took is stated as it was, start of the "
+    "process and reading included.",
+    "Processor time is that of a side's processes and all their children. Memory is the most that "
+    "was resident at a time on the host, pages that processes share counted once.",
+    "Inference is by the clock, a case, the start of the process and reading included.",
+    "What is compared is training within the budget, not what any side reaches without one.",
+)
+NOTES_ON_OURS = (
+    "Ours: limits for small components are chosen on the masks of the other folds "
+    "(`pipeline.crossval`); nnU-Net's search for a postprocessing is not run. An advantage of "
+    "ours. Cases are read and preprocessed within the training that is measured.",
+)
+NOTES_ON_PEERS = {
+    "nnunet": "nnunet: default planner, network, patch, batch, augmentation, loss, SGD and poly "
+    "schedule, training by regions; as many workers for augmentation as cores; all mirrorings "
+    "averaged. Changed: target spacing, number and length of epochs, one batch of validation an "
+    "epoch, which changes no weight. Its plan sees the images of all folds, its weights do not. "
+    "Its preprocessing comes before the training and is not measured: an advantage. It takes "
+    "250 000 steps by default, and is not tuned for a small budget: a disadvantage.",
+    "segresnet": "segresnet: the bundle brats_mri_segmentation 0.4.2 of MONAI's model zoo; sizes "
+    "in voxels divided by the spacing; no mirroring. Cases are kept in memory, and not read in "
+    "each epoch: an advantage. It is meant for 300 epochs of 200 cases, and is not tuned for a "
+    "small budget: a disadvantage.",
+}
+
+
+def markdown(content: Document) -> str:
+    """Return the tables: scores, differences, costs, notes."""
+    parts = [
+        "# Accuracy, side by side",
+        _what(content),
+        f"Means, and 95 % intervals of them (bootstrap over the cases, {NUM_RESAMPLES} resamples).",
+        *_scores(content),
+        *(_differences(content) if content["comparisons"] else ()),
+        "## What it cost",
+        _costs(content),
+        *_details(content),
+        "## Notes",
+        "\n".join(f"- {note}" for note in _notes(content)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(content: Document) -> str:
+    task, machine = content["task"], content["machine"]
+    versions = {**content["software"], **machine["versions"]}
+    return (
+        f"{task['num_cases']} cases of the list {task['list']} (SHA-256 "
+        f"{task['list_sha256'][:12]}), folds {', '.join(map(str, task['folds']))}; "
+        f"{task['minutes']:g} minutes of training a fold, at {task['spacing_mm']:g} mm, on "
+        f"{task['device']} with {task['threads']} threads. {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['memory_gb']} GB; Python {machine['python']}, "
+        f"{', '.join(f'{name} {number}' for name, number in versions.items())}."
+    )
+
+
+def _scores(content: Document) -> list[str]:
+    regions = content["regions"]
+    dice = [MEAN, *(f"dice_{region}" for region in regions)]
+    names = ["mean region Dice", *(f"Dice {region}" for region in regions)]
+    first = [
+        [name, *(_interval(method["scores"][column], 3) for column in dice)]
+        for name, method in content["methods"].items()
+    ]
+    of_reference = content["methods"][content["reference"]]["scores"]
+    nothing = [_interval(of_reference.get(f"background_{column}"), 3) for column in dice]
+    others = [(f"hd95_mm_{region}", f"HD95 {region}, mm", 1) for region in regions]
+    others += [(f"lesion_dice_{region}", f"lesion-wise Dice {region}", 3) for region in regions]
+    second = [
+        [name, *(_interval(method["scores"][column], digits) for column, _, digits in others)]
+        for name, method in content["methods"].items()
+    ]
+    return [
+        _table(["method", *names], [*first, [BACKGROUND, *nothing]]),
+        _table(["method", *(title for _, title, _ in others)], second),
+    ]
+
+
+def _differences(content: Document) -> list[str]:
+    regions = content["regions"]
+    columns = [(MEAN, "mean region Dice", 3)]
+    columns += [(f"dice_{region}", f"Dice {region}", 3) for region in regions]
+    columns += [(f"hd95_mm_{region}", f"HD95 {region}, mm", 1) for region in regions]
+    columns += [(f"lesion_dice_{region}", f"lesion-wise Dice {region}", 3) for region in regions]
+    rows = [
+        [name, *(_difference(comparison[column], digits) for column, _, digits in columns)]
+        for name, comparison in content["comparisons"].items()
+    ]
+    return [
+        "## Ours minus the others",
+        f"{content['reference']} minus the method of the row: mean difference [95 % interval], p; "
+        "then the cases in which it is better and worse.",
+        _table(["method", *(title for _, title, _ in columns)], rows),
+        f"p: {TEST}.",
+    ]
+
+
+def _notes(content: Document) -> list[str]:
+    on_peers = [note for name, note in NOTES_ON_PEERS.items() if name in content["methods"]]
+    return [*NOTES, *NOTES_ON_OURS, *on_peers, STATED_RULE]
+
+
+def _costs(content: Document) -> str:
+    head = [
+        "method",
+        "epochs",
+        "optimiser steps",
+        "seconds a step, when chosen",
+        "training a fold, min",
+        "processor, min",
+        "memory of training, GB",
+        "inference a case, s",
+        "memory of inference, GB",
+    ]
+    rows = []
+    for name, method in content["methods"].items():
+        costs = method["costs"]
+        training = costs["training"]
+        rows.append(
+            [
+                name,
+                str(costs["epochs"]),
+                str(costs["steps"]),
+                f"{costs['step_s']:.3g}",
+                f"{training['wall_s'] / 60:.1f}",
+                f"{training['cpu_s'] / 60:.1f}",
+                f"{training['peak_bytes'] / 1e9:.1f}",
+                f"{costs['inference_s']:.1f}",
+                f"{costs['inference_bytes'] / 1e9:.1f}",
+            ]
+        )
+    return _table(head, rows)
+
+
+def _details(content: Document) -> list[str]:
+    lines = [
+        f"- {name}: {_told(method['costs']['details'])}"
+        for name, method in content["methods"].items()
+    ]
+    return ["\n".join(lines)]
+
+
+def _told(details: Document) -> str:
+    """Return nested values in one line, without what they took (which the table says)."""
+    told = []
+    for name, value in details.items():
+        if name == "usage":
+            continue
+        shown = f"({_told(value)})" if isinstance(value, Mapping) else _listed(value)
+        told.append(f"{name.replace('_', ' ')} {shown}")
+    return ", ".join(told)
+
+
+def _listed(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    separator = ", " if any(isinstance(each, str) for each in value) else " x "
+    return separator.join(map(str, value)) or "none"
+
+
+def _interval(score: Document | None, digits: int) -> str:
+    if score is None or score["mean"] is None:
+        return ""
+    low_high = score["interval_95"]
+    shown = f"{score['mean']:.{digits}f}"
+    return f"{shown} [{low_high[0]:.{digits}f}, {low_high[1]:.{digits}f}]" if low_high else shown
+
+
+def _difference(found: Document, digits: int) -> str:
+    low_high = found["interval_95"]
+    inside = f" [{low_high[0]:+.{digits}f}, {low_high[1]:+.{digits}f}]" if low_high else ""
+    note = f" ({found['note']})" if found["note"] else ""
+    return (
+        f"{found['mean_difference']:+.{digits}f}{inside}, p {found['p_value']:.2g}; "
+        f"{found['num_better']} / {found['num_worse']}{note}"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
