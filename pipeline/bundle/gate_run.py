@@ -32,8 +32,9 @@ PROBABILITY_TOLERANCE = 1e-5
 # 2e-4 of it was measured for the normalisation of SegResNet in ONNX Runtime, 1e-6 for UNet3D. A
 # network with another weight, layer or size differs by far more.
 LOGIT_TOLERANCE = 1e-3
-# Of a network that gives logarithms of probabilities: of those near 0, rounding makes anything.
-LOGARITHM_TOLERANCE = 1e-3
+# A network that gives logarithms of probabilities is compared by these: of a logarithm near that of
+# 0, rounding makes anything. A logit that is 0.07 off, as above, moves a probability by 0.02.
+LOGARITHM_TOLERANCE = 1e-2
 # The name of the folder that the inputs lie in, and so of the results.
 CASE = "case"
 
