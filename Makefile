@@ -1,5 +1,5 @@
-# `make train`, `make segment`, `make report`, `make bundle`: a demonstration; `make test`: the tests. What is finished
-# is not done again.
+# `make train`, `make segment`, `make report`, `make bundle`: a demonstration; `make model`: a model of your own cases;
+# `make test`: the tests. What is finished is not done again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,8 +12,10 @@ PHANTOM_OPTIONS := --cases 40 --shape 80 80 52 --spacing 3 --seed 0
 TRAIN_OPTIONS := --preset quick --fold 0 --set preprocessing.spacing_mm=3 \
     --set preprocessing.gaussian_sigma=null --set training.dice_smoothing=100 \
     --set training.max_epochs=15
+PRESET := strong
+NAME := $(PRESET)
 
-.PHONY: train segment report bundle test check lint benchmark clean
+.PHONY: train segment report bundle model test check lint benchmark clean
 
 train: $(COHORT)/datalist.json
 	$(BIN)/python -m pipeline.train $(COHORT)/datalist.json $(TRAIN_OPTIONS) \
@@ -37,6 +39,19 @@ bundle: $(RUN)/summary.json
 
 $(RUN)/summary.json:
 	$(MAKE) train
+
+# Cross-validation of a data list, and its ensemble in half precision as bundles/NAME, with what bundles/NAME.md says of
+# it. OPTIONS are those of pipeline.crossval. Stopped at any point, the same command goes on.
+model: $(VENV)/.installed
+	$(if $(LIST),,$(error make model LIST=path/to/datalist.json [PRESET=strong] [NAME=strong] [OPTIONS=...]))
+	@if test -e bundles/$(NAME); then \
+	    echo "bundles/$(NAME) is there already: remove it, or choose another NAME."; \
+	else \
+	    set -ex; \
+	    $(BIN)/python -m pipeline.crossval "$(LIST)" --preset $(PRESET) -o runs/$(NAME) $(OPTIONS); \
+	    $(BIN)/python -m pipeline.export runs/$(NAME) -o bundles/$(NAME) --half-precision \
+	        $(if $(wildcard bundles/$(NAME).md),--notes bundles/$(NAME).md); \
+	fi
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks.convolve import SameConv3d
+from networks.instance_norm import InstanceNorm
 from networks.regions import Content, cut, grown, halved, regions_of_levels, start_of
 from networks.relu_dropout import relu_dropout
 from networks.up_convolution import up_convolution
@@ -283,7 +284,7 @@ def convolution(
         SameConv3d(num_in, num_out, kernel_size, bias=norm is None)
     ]
     if norm == "instance":
-        layers.append(nn.InstanceNorm3d(num_out, affine=True))
+        layers.append(InstanceNorm(num_out))
     # Keras' Dropout drops single values; torch's Dropout3d would drop whole channels.
     layers += [nn.ReLU(inplace=True), nn.Dropout(dropout)]
     return kind(*layers)

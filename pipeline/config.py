@@ -84,6 +84,8 @@ class AppearanceSettings(Stage):
     )
     brightness_probability: float = Field(0.0, ge=0, le=1, description="of a factor")
     brightness: float = Field(0.25, ge=0, lt=1, description="factor drawn from 1 ± this")
+    offset_probability: float = Field(0.0, ge=0, le=1, description="of a number that is added")
+    offset: float = Field(0.15, ge=0, description="number drawn from ± this")
     contrast_probability: float = Field(
         0.0, ge=0, le=1, description="of a factor of the differences from the mean"
     )
@@ -254,7 +256,19 @@ PRESETS: dict[str, dict[str, Any]] = {
             "sharpen_strength": None,
             "spacing_mm": 2.0,
         },
-        "augmentation": {"intensity_scale": 0.1, "intensity_shift": 0.1},
+        "augmentation": {
+            "rotation_probability": 0.0,
+            "flip_axes": [0, 1, 2],
+            "deformation": {"probability": 0.5, "rotation_degrees": 15.0, "scale": 1.15},
+            "appearance": {
+                "noise_probability": 0.15,
+                "noise_sigma": 0.2,
+                "brightness_probability": 1.0,
+                "brightness": 0.15,
+                "offset_probability": 1.0,
+                "gamma_probability": 0.3,
+            },
+        },
         "network": {
             "name": "UNet3D",
             "settings": {"num_filters": 8, "norm": "instance", "dropout": 0.0},

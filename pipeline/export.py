@@ -1,8 +1,9 @@
-"""python -m pipeline.export RUN -o BUNDLE [--torchscript] [--onnx] [--zip] ...
+"""python -m pipeline.export RUN -o BUNDLE [--torchscript] [--onnx] [--half-precision] [--zip] ...
 
 Write a trained model as a MONAI bundle, which runs wherever MONAI does, without this project. RUN
-is a run's folder, a checkpoint, or a bundle. The bundle gets its name only if it segments a case as
-the model does, voxel for voxel, in an environment that does not have this project.
+is the folder of a run or of a crossval, a checkpoint, or a bundle. The bundle gets its name only if
+it segments a case as the model does, voxel for voxel, in an environment that does not have this
+project.
 """
 
 from __future__ import annotations
@@ -24,6 +25,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--torchscript", action="store_true", help="with models/model.ts")
     parser.add_argument("--onnx", action="store_true", help="with models/model.onnx")
+    parser.add_argument(
+        "--half-precision",
+        action="store_true",
+        help="round the weights to float16: half the size; what that changes is told",
+    )
+    parser.add_argument(
+        "--notes",
+        type=Path,
+        metavar="FILE",
+        help="Markdown about this model for its README.md: data, their licence, limits",
+    )
     parser.add_argument("--zip", action="store_true", help="with BUNDLE.zip beside it")
     parser.add_argument(
         "--case",
@@ -52,10 +64,12 @@ def work(arguments: argparse.Namespace) -> None:
     from pipeline.data.files import require_writable
 
     require_writable(arguments.output_dir.parent)  # before the seconds that importing torch takes
+    from pipeline.bundle.documents import read_notes
     from pipeline.bundle.export import export_bundle
     from pipeline.errors import unwrapping
     from pipeline.model.trained import load_model
 
+    notes = None if arguments.notes is None else read_notes(arguments.notes)
     model = load_model(arguments.run)
     with unwrapping():
         verification = export_bundle(
@@ -64,6 +78,8 @@ def work(arguments: argparse.Namespace) -> None:
             window=arguments.window,
             overlap=arguments.overlap,
             formats=[name for name in ("torchscript", "onnx") if getattr(arguments, name)],
+            half_precision=arguments.half_precision,
+            notes=notes,
             archive=arguments.zip,
             case_folder=arguments.case,
             report=print,
@@ -73,6 +89,11 @@ def work(arguments: argparse.Namespace) -> None:
         f"as the model has them ({', '.join(verification.labels)}); its probabilities to "
         f"{verification.probability_difference:.1e}."
     )
+    if verification.num_changed is not None:
+        print(
+            f"Half precision of the weights changed {verification.num_changed} of these "
+            f"{verification.num_voxels} voxels."
+        )
     for file, num_ties in verification.ties.items():
         print(f"{file}: the same classes; {num_ties} ties decided otherwise.")
 

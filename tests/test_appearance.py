@@ -14,7 +14,7 @@ from transforms.appearance import Appearance, RandAppearanced, change_appearance
 from transforms.deformation import BACKGROUND
 
 SHAPE = (14, 12, 11)
-STEPS = ("noise", "blur", "brightness", "contrast", "gamma", "low_resolution")
+STEPS = ("noise", "blur", "brightness", "offset", "contrast", "gamma", "low_resolution")
 OFF = {f"{step}_probability": 0.0 for step in STEPS}
 
 
@@ -72,6 +72,13 @@ def test_brightness_is_a_factor_of_each_channel(background: float) -> None:
     image = head(background=background)
     found, before = changed_channels(Appearance(brightness=(0.8, None, 1.2)), image)
     np.testing.assert_allclose(found, before * [[0.8], [1.0], [1.2]], **TOLERANCE)
+
+
+@pytest.mark.parametrize("background", [0.0, -3.5])
+def test_an_offset_is_added_to_each_channel(background: float) -> None:
+    image = head(background=background)
+    found, before = changed_channels(Appearance(offset=(0.3, None, -0.2)), image)
+    np.testing.assert_allclose(found, np.add(before, [[0.3], [0.0], [-0.2]]), **TOLERANCE)
 
 
 @pytest.mark.parametrize("background", [0.0, -3.5])
@@ -140,6 +147,7 @@ def test_steps_follow_each_other_in_their_order() -> None:
         "noise_sigma": 0.1,
         "blur_sigma": (0.7, None, None),
         "brightness": (1.2, 0.8, None),
+        "offset": (None, 0.1, -0.2),
         "contrast": (0.8, 1.2, None),
         "low_resolution": (0.6, None, None),
         "gamma": (1.4, None, 0.8),
@@ -222,7 +230,7 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_each_step_alone_changes_the_brain_alone_and_later_draws_stay_put(step: str) -> None:
-    image, one, none = head(), transform(2, **{f"{step}_probability": 1.0}), transform(2)
+    image, one, none = head(), transform(3, **{f"{step}_probability": 1.0}), transform(3)
     found = one({"image": image})["image"]
     assert not torch.equal(found, image)
     assert torch.equal((found != 0).any(0), (image != 0).any(0))
@@ -236,6 +244,7 @@ def test_each_step_alone_changes_the_brain_alone_and_later_draws_stay_put(step: 
         ("noise", "noise_sigma", 0.2, 0.0, 0.2),
         ("blur", "blur_sigma", (0.5, 1.0), 0.5, 1.0),
         ("brightness", "brightness", 0.25, 0.75, 1.25),
+        ("offset", "offset", 0.25, -0.25, 0.25),
         ("contrast", "contrast", (0.6, 1.1), 0.6, 1.1),
         ("gamma", "gamma", (0.7, 1.5), 0.7, 1.5),
         ("low_resolution", "low_resolution", 0.5, 0.5, 1.0),

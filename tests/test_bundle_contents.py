@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import safetensors.torch
 import torch
-from conftest import LABELS
+from conftest import LABELS, MODALITIES
 from models import HEADER, save_model
 
 from networks import build_network
@@ -25,7 +25,7 @@ from pipeline.bundle.configs import all_configs, input_ids, modality_ids
 from pipeline.bundle.contents import bundle_files
 from pipeline.bundle.metadata import FLOORS, metadata, required_packages, smallest_multiple_of
 from pipeline.bundle.weights import safetensors_bytes, weights_bytes
-from pipeline.errors import DataError, ResourceError
+from pipeline.errors import DataError, ResourceError, SettingsError
 from pipeline.model.trained import TrainedModel, load_model
 
 ROOT = Path(__file__).parents[1]
@@ -244,6 +244,77 @@ def test_the_readme_says_what_is_known_and_that_the_rest_is_not(model: TrainedMo
     text = files_of(told)["docs/README.md"].decode()
     assert "2 subjects" in text
     assert "These weights were not validated" in text
+
+
+def test_the_scores_of_an_ensemble_are_said_to_be_its_members(model: TrainedModel) -> None:
+    inference = {**model.settings["inference"], "min_component_ml": 0.25}
+    ensemble = replace(
+        model,
+        network={**model.network, "num_members": 3},
+        settings={**model.settings, "inference": inference},
+    )
+    for document in (documents.model_card, readme):
+        of_one, of_all = document(model), document(ensemble)
+        assert "## Scores on validation cases" in of_one
+        assert "| Dice | this network |" in of_one
+        assert "out of fold" not in of_one
+        assert "## Scores of its members, out of fold" in of_all
+        assert "| Dice | its members |" in of_all
+        assert "`min_component_ml` of 0.25, which" in of_all
+        assert "min_et_volume_ml" not in of_all
+        assert "validation cases" not in of_all
+    assert "the mean of the probabilities of 3 networks" in readme(ensemble)
+    assert "ensemble" not in readme(model)
+
+
+def test_an_ensemble_without_thresholds_says_nothing_of_cleaning(model: TrainedModel) -> None:
+    text = documents.model_card(replace(model, network={**model.network, "num_members": 2}))
+    assert "out of fold" in text
+    assert "cleaned" not in text
+
+
+def readme(model: TrainedModel) -> str:
+    return documents.readme(model, ids={name: name for name in MODALITIES}, models=["model.pt"])
+
+
+def test_notes_are_a_section_of_the_model_card(model: TrainedModel, tmp_path: Path) -> None:
+    path = tmp_path / "notes.md"
+    path.write_bytes(b"\xef\xbb\xbf\r\n### Data\r\n\r\nNineteen cases \xc2\xb7 CC BY\r\n\r\n")
+    notes = documents.read_notes(path)
+    assert notes == "### Data\n\nNineteen cases · CC BY"
+    files = bundle_files(model, inferer=INFERER, notes=notes)
+    text = files["README.md"].decode()
+    assert f"\n\n## About this model\n\n{notes}\n\n## Scores" in text
+    without = files_of(model)
+    assert "About this model" not in without["README.md"].decode()
+    changed = {name for name in files if files[name] != without[name]}
+    assert changed == {"README.md", "SHA256SUMS"}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "No such file or directory"),
+        ("folder", "a folder or a device"),
+        (b"caf\xe9", "another encoding"),
+        (b"\xc3\xa9" * 2**15 + b" ", "more"),
+    ],
+    ids=["missing", "folder", "latin-1", "large"],
+)
+def test_notes_that_cannot_be_read(tmp_path: Path, content: bytes | str | None, found: str) -> None:
+    path = tmp_path / "notes.md"
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    message = rf"--notes .*notes\.md: expected .* at most 65536 bytes; found {found}"
+    with pytest.raises(SettingsError, match=message):
+        documents.read_notes(path)
+
+
+def test_notes_of_the_largest_size(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("a" * 2**16)
+    assert len(documents.read_notes(tmp_path / "notes.md")) == 2**16
 
 
 def test_names_cannot_break_the_tables(model: TrainedModel) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_case
 from models import HEADER, save_model
 
@@ -16,6 +17,7 @@ from pipeline.bundle import export as exporting
 from pipeline.bundle.contents import bundle_files
 from pipeline.bundle.gate import Verification, _phantom
 from pipeline.bundle.problems import problem
+from pipeline.bundle.weights import rounded
 from pipeline.data.lock import LOCK_NAME, locked_folder
 from pipeline.data.nifti import read_volume
 from pipeline.errors import ResourceError
@@ -108,6 +110,44 @@ def test_the_bundle_gets_its_name_after_the_gate(
     assert "all 8 voxels of phantom are as the model has them (background, oedema)" in printed
     assert "its probabilities to 1.0e-07" in printed
     assert "models/model.ts: the same classes; 2 ties decided otherwise." in printed
+
+
+def test_bad_notes_are_told_before_anything_is_made(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--notes", str(tmp_path / "notes.md")]
+    assert export.main([str(run), "-o", str(tmp_path / "bundle"), *options]) == 2
+    assert "notes.md: expected Markdown in UTF-8" in capsys.readouterr().err
+    assert names_in(tmp_path) == []
+
+
+def test_the_verb_passes_notes_and_precision_on(
+    run: Path, tmp_path: Path, passing: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.md").write_text("### Data\n\nOurs.\n")
+    options = ["--half-precision", "--notes", str(tmp_path / "notes.md")]
+    assert export.main([str(run), "-o", str(tmp_path / "bundle"), *options]) == 0
+    model = load_model(run)
+    assert passing[0]["unrounded"].digest == model.digest
+    assert load_model(tmp_path / "bundle").digest == rounded(model).digest
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "## About this model\n\n### Data\n\nOurs.\n" in card
+    assert "stored in half precision" in card
+    assert export.main([str(run), "-o", str(tmp_path / "single")]) == 0
+    assert passing[1]["unrounded"] is None
+    assert "half precision" not in (tmp_path / "single" / "README.md").read_text()
+
+
+def test_a_weight_too_large_for_half_precision_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = dict(load_model(save_model(tmp_path / "run")).weights)
+    weights["output.bias"] = torch.tensor([0.0, 65504.0, 7e4, 0.0])
+    folder = save_model(tmp_path / "large", weights=weights)
+    argv = [str(folder), "-o", str(tmp_path / "bundle"), "--half-precision"]
+    assert export.main(argv) == 3
+    assert "found output.bias with 70000. Export it without" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_bundle_that_differs_leaves_nothing(

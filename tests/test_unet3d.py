@@ -11,6 +11,7 @@ from torch import nn
 
 from networks import UNet3D
 from networks.convolve import SameConv3d
+from networks.instance_norm import InstanceNorm
 
 
 def count(module: nn.Module) -> int:
@@ -131,7 +132,7 @@ def test_a_wrong_setting_is_refused(setting: dict[str, Any], text: str) -> None:
     ("norm", "kinds"),
     [
         (None, [SameConv3d, nn.ReLU, nn.Dropout]),
-        ("instance", [SameConv3d, nn.InstanceNorm3d, nn.ReLU, nn.Dropout]),
+        ("instance", [SameConv3d, InstanceNorm, nn.ReLU, nn.Dropout]),
     ],
 )
 def test_every_convolution_but_the_last_is_followed_by_relu_then_dropout(

@@ -1,7 +1,8 @@
 """Random changes of how a brain looks: noise, blur, brightness, contrast, resolution and gamma.
 
 Which steps there are, their order and their usual strengths are those of nnU-Net (Isensee et al.,
-Nature Methods 2021; `get_training_transforms` of version 2). Here they are confined to the brain,
+Nature Methods 2021; `get_training_transforms` of version 2), the offset excepted: how much tumour
+there is moves the mean that a z-score takes off. Here they are confined to the brain,
 and so are the means, extremes and standard deviations that they use.
 """
 
@@ -39,6 +40,7 @@ class Appearance:
         noise_seed: of a generator on the image's device.
         blur_sigma: standard deviation of a Gaussian filter in voxels, for each channel.
         brightness: factor of the intensities, for each channel.
+        offset: number added, for each channel.
         contrast: factor of the differences from the mean, for each channel; beyond the least and
             the largest value is cut off.
         low_resolution: edge of a voxel divided by that of a coarser one, for each channel.
@@ -51,6 +53,7 @@ class Appearance:
     noise_seed: int = 0
     blur_sigma: PerChannel | None = None
     brightness: PerChannel | None = None
+    offset: PerChannel | None = None
     contrast: PerChannel | None = None
     low_resolution: PerChannel | None = None
     gamma: PerChannel | None = None
@@ -59,8 +62,10 @@ class Appearance:
     @property
     def is_identity(self) -> bool:
         """Whether nothing changes."""
-        steps = (self.blur_sigma, self.brightness, self.contrast, self.low_resolution, self.gamma)
-        return self.noise_sigma is None and all(step is None for step in steps)
+        steps = (self.noise_sigma, self.blur_sigma, self.brightness, self.offset)
+        return all(
+            step is None for step in (*steps, self.contrast, self.low_resolution, self.gamma)
+        )
 
 
 def change_appearance(
@@ -130,6 +135,8 @@ def _change(brain: _Brain, number: int, appearance: Appearance, generator: torch
         brain.apply(lambda channel: _blurred(channel, sigma))
     if (factor := of_channel(appearance.brightness)) is not None:
         brain.values = brain.values * factor
+    if (offset := of_channel(appearance.offset)) is not None:
+        brain.values = brain.values + offset
     if (factor := of_channel(appearance.contrast)) is not None:
         brain.values = _contrasted(brain.values, factor)
     if (zoom := of_channel(appearance.low_resolution)) is not None:
@@ -187,6 +194,8 @@ class RandAppearanced(Randomizable, MapTransform):
         blur_sigma: its standard deviation in voxels is uniform between these, both above 0.
         brightness_probability: of a factor.
         brightness: it is uniform in 1 ± this.
+        offset_probability: of a number that is added.
+        offset: it is uniform in ± this.
         contrast_probability: of a factor of the differences from the mean.
         contrast: least and largest factor, as often uniform in [least, 1] as in [1, largest].
         gamma_probability: of a power law; one in four is applied to the inverted intensities.
@@ -205,6 +214,8 @@ class RandAppearanced(Randomizable, MapTransform):
         blur_sigma: Sequence[float] = (0.5, 1.0),
         brightness_probability: float = 0.15,
         brightness: float = 0.25,
+        offset_probability: float = 0.0,
+        offset: float = 0.15,
         contrast_probability: float = 0.15,
         contrast: Sequence[float] = (0.75, 1.25),
         gamma_probability: float = 0.4,
@@ -220,10 +231,12 @@ class RandAppearanced(Randomizable, MapTransform):
             contrast_probability,
             low_resolution_probability,
             gamma_probability,
+            offset_probability,
         )
         self.noise_sigma = noise_sigma
         self.blur_sigma = blur_sigma
         self.brightness = brightness
+        self.offset = offset
         self.contrast = contrast
         self.gamma = gamma
         self.low_resolution = low_resolution
@@ -232,11 +245,11 @@ class RandAppearanced(Randomizable, MapTransform):
     def randomize(self, data: int) -> None:
         """Draw the changes of an image of so many channels."""
         happens = self.R.random_sample(len(self.probabilities)) < self.probabilities
-        noisy, blurred, brighter, contrasted, coarser, bent = happens.tolist()
+        noisy, blurred, brighter, contrasted, coarser, bent, moved = happens.tolist()
         noise, inverted = self.R.random_sample(2).tolist()
         noise_seed = int(self.R.randint(2**31))
         chosen = self.R.random_sample((2, data)) < CHANNEL_PROBABILITY
-        blur, brightness, contrast, zoom, exponent = self.R.random_sample((5, data))
+        blur, brightness, contrast, zoom, exponent, offset = self.R.random_sample((6, data))
         factors = 1 + self.brightness * (2 * brightness - 1)
         zooms = self.low_resolution + (1 - self.low_resolution) * zoom
         self.appearance = Appearance(
@@ -244,6 +257,7 @@ class RandAppearanced(Randomizable, MapTransform):
             noise_seed=noise_seed,
             blur_sigma=_where(chosen[0], _between(self.blur_sigma, blur)) if blurred else None,
             brightness=factors.tolist() if brighter else None,
+            offset=(self.offset * (2 * offset - 1)).tolist() if moved else None,
             contrast=_on_either_side(self.contrast, contrast).tolist() if contrasted else None,
             low_resolution=_where(chosen[1], zooms) if coarser else None,
             gamma=_on_either_side(self.gamma, exponent).tolist() if bent else None,

@@ -199,6 +199,8 @@ def _train_part(model: TrainedModel, training: dict[str, Any]) -> Config:
             "loss_function": "@train#loss",
             "inferer": "@train#inferer",
             "train_handlers": "@train#handlers",
+            # A network may give several logits in training, which MONAI cannot take apart by case.
+            "decollate": False,
             "amp": False,
         },
     }
@@ -248,7 +250,8 @@ def _region_labels(model: TrainedModel) -> list[Config]:
             "_target_": "transforms.ClassesToRegionsd",
             "keys": ["label"],
             "regions": model.deciding_regions,
-        }
+        },
+        {"_target_": "CastToTyped", "keys": ["label"], "dtype": "float32"},
     ]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 import networks
 import transforms
@@ -14,7 +16,7 @@ from pipeline.bundle.conversion import converted
 from pipeline.bundle.documents import LICENCE, licence_text, model_card, readme
 from pipeline.bundle.inert import require_inert, require_usable_modalities
 from pipeline.bundle.metadata import metadata, model_values, smallest_multiple_of
-from pipeline.bundle.weights import safetensors_bytes, weights_bytes
+from pipeline.bundle.weights import in_half_precision, safetensors_bytes, weights_bytes
 from pipeline.data.json_files import json_bytes
 from pipeline.model.bundle_files import METADATA, SUMS
 from pipeline.model.bundle_files import WEIGHTS as SAFETENSORS
@@ -25,7 +27,12 @@ CONVERTED = {"torchscript": "models/model.ts", "onnx": "models/model.onnx"}
 
 
 def bundle_files(
-    model: TrainedModel, *, inferer: Config, formats: Sequence[str] = ()
+    model: TrainedModel,
+    *,
+    inferer: Config,
+    formats: Sequence[str] = (),
+    half_precision: bool = False,
+    notes: str | None = None,
 ) -> dict[str, bytes]:
     """Return the content of the bundle by relative path, SHA256SUMS last.
 
@@ -33,6 +40,8 @@ def bundle_files(
         model: what is exported.
         inferer: arguments of `networks.VolumeInferer`.
         formats: keys of `CONVERTED` that it has besides.
+        half_precision: store float16, which has to hold all weights as they are (`rounded`).
+        notes: Markdown for the model card.
 
     Raises:
         DataError: the model holds what MONAI would execute.
@@ -40,7 +49,8 @@ def bundle_files(
     """
     require_inert("model", model_values(model))
     require_usable_modalities(model.header["modality"])
-    files = {**_models(model, formats=formats), **source_files()}
+    weights = in_half_precision(model.weights) if half_precision else model.weights
+    files = {**_models(model, weights=weights, formats=formats), **source_files()}
     configs = all_configs(model, inferer=inferer)
     for name, config in configs.items():
         files[f"configs/{name}"] = json_bytes(config)
@@ -49,7 +59,7 @@ def bundle_files(
     models = [Path(name).name for name in files if name.startswith("models/")]
     ids = input_ids(configs["inference.json"])
     files["docs/README.md"] = readme(model, ids=ids, models=models).encode()
-    files["README.md"] = model_card(model).encode()
+    files["README.md"] = model_card(model, half_precision=half_precision, notes=notes).encode()
     files[LICENCE] = licence_text()
     return {**dict(sorted(files.items())), SUMS: sums_of(files)}
 
@@ -69,9 +79,12 @@ def sums_of(files: dict[str, bytes]) -> bytes:
     return "".join(lines).encode()
 
 
-def _models(model: TrainedModel, *, formats: Sequence[str]) -> dict[str, bytes]:
-    weights = weights_bytes(model.weights)
-    files = {WEIGHTS: weights, SAFETENSORS: safetensors_bytes(model.weights)}
-    for name, content in converted(network=model.network, weights=weights, formats=formats).items():
+def _models(
+    model: TrainedModel, *, weights: Mapping[str, torch.Tensor], formats: Sequence[str]
+) -> dict[str, bytes]:
+    """Return the files of weights; the conversions fill a network in float32 with them."""
+    stored = weights_bytes(weights)
+    files = {WEIGHTS: stored, SAFETENSORS: safetensors_bytes(weights)}
+    for name, content in converted(network=model.network, weights=stored, formats=formats).items():
         files[CONVERTED[name]] = content
     return files

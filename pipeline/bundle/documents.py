@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pipeline
 from pipeline.bundle.metadata import INTENDED_USE, required_packages
-from pipeline.errors import ResourceError
+from pipeline.errors import ResourceError, SettingsError
 from pipeline.evaluation.overlap import BACKGROUND
 from pipeline.model.trained import TrainedModel
 
@@ -31,15 +31,67 @@ tags:
 ---
 """
 
+MAX_NOTES_BYTES = 64 * 2**10
+
 LIMITS = """- It knows images like those it was trained on: skull-stripped, with the modalities
   co-registered and on one grid. Other scanners, sequences, ages or diseases give other results, and
   nothing in the mask says so.
-- A network can miss a tumour, and can mark one where there is none. Look at every mask.
-- Scores on validation cases that helped to choose the weights are too high for new cases."""
+- A network can miss a tumour, and can mark one where there is none. Look at every mask."""
+LIMIT_OF_VALIDATION = """- Scores on validation cases that helped to choose the weights are too high
+  for new cases."""
+LIMIT_OUT_OF_FOLD = """- Scores out of fold are of cases from where the training cases are from.
+  Cases from elsewhere can have lower ones."""
+
+EMPTY_REGIONS = """Where a region is empty in both masks its Dice is 1, where it is empty in one of
+them 0; no case is left out."""
+OF_VALIDATION = """Means over the validation cases of the run that trained it, each on its own
+grid."""
+OUT_OF_FOLD = """Of its members, not of the ensemble: means over all cases of the cross-validation,
+each segmented on its own grid by the one member that was not trained on it. No case is left to
+score the ensemble on, whose members together have seen all of them."""
 
 
-def model_card(model: TrainedModel) -> str:
-    """Return the README.md of the folder, which a Hugging Face model repository shows."""
+def read_notes(path: Path) -> str:
+    """Return the Markdown that is to be in the model card, without the space around it.
+
+    Raises:
+        SettingsError: `path` is no file that can be read, is not UTF-8, or is too large.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe may wait for ever
+            raise _unusable_notes(path, "a folder or a device")
+        with path.open("rb") as file:
+            content = file.read(MAX_NOTES_BYTES + 1)
+    except OSError as error:
+        raise _unusable_notes(path, error.strerror or type(error).__name__) from error
+    if len(content) > MAX_NOTES_BYTES:
+        raise _unusable_notes(path, "more")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _unusable_notes(path, f"another encoding ({error})") from error
+    return "\n".join(text.splitlines()).strip()
+
+
+def _unusable_notes(path: Path, found: str) -> SettingsError:
+    return SettingsError(
+        f"--notes {path}: expected Markdown in UTF-8, at most {MAX_NOTES_BYTES} bytes; found "
+        f"{found}. Name a text file, or leave the option out."
+    )
+
+
+def model_card(
+    model: TrainedModel, *, half_precision: bool = False, notes: str | None = None
+) -> str:
+    """Return the README.md of the folder, which a Hugging Face model repository shows.
+
+    Args:
+        model: what is exported.
+        half_precision: whether its weights are stored so.
+        notes: Markdown about this model.
+    """
+    stored = "They are stored in half precision; the network computes in single precision.\n"
+    about = f"## About this model\n\n{notes}\n\n" if notes else ""
     return f"""{FRONT_MATTER}
 # Brain-tumour segmentation in MRI: {model.network["name"]}
 
@@ -47,10 +99,11 @@ A [MONAI](https://monai.io) bundle that labels {_words(list(model.header["labels
 {_words(model.header["modality"])}. {INTENDED_USE}
 
 The weights are `models/model.safetensors` and, the same for MONAI, `models/model.pt`; the network
-and the preprocessing are in `networks/` and `transforms/`. How to run it, what it was trained on,
-its scores and its limits: [docs/README.md](docs/README.md).
+and the preprocessing are in `networks/` and `transforms/`.
+{stored if half_precision else ""}How to run it, what it was trained on, its scores and its limits:
+[docs/README.md](docs/README.md).
 
-{_scores(model)}
+{about}{_scores(model)}
 """
 
 
@@ -112,15 +165,14 @@ Channels, in this order: {_words(modalities)}.
 ## What it was trained on
 
 The data list "{_cell(model.header["name"])}", {_num_subjects(model)}; with {_versions(model)}.
-The settings of the run are in `configs/metadata.json` under `trained_model`.
-
-## Scores
+{_members(model)}The settings are in `configs/metadata.json` under `trained_model`.
 
 {_scores(model)}
 
 ## Limits
 
 {LIMITS}
+{LIMIT_OUT_OF_FOLD if model.is_ensemble else LIMIT_OF_VALIDATION}
 
 ## Licence
 
@@ -164,26 +216,55 @@ def _num_subjects(model: TrainedModel) -> str:
     return f"{len(model.trained_on)} subjects"
 
 
+def _members(model: TrainedModel) -> str:
+    """Return what an ensemble is, as a paragraph's beginning; nothing of one network."""
+    if not model.is_ensemble:
+        return ""
+    return (
+        f"It is an ensemble, the mean of the probabilities of {model.network['num_members']} "
+        "networks, each of which was\ntrained without one fold of these subjects. "
+    )
+
+
 def _versions(model: TrainedModel) -> str:
     return ", ".join(f"{_cell(name)} {_cell(number)}" for name, number in model.versions.items())
 
 
 def _scores(model: TrainedModel) -> str:
-    """Return the Dice of each region beside that of "everything is background"."""
+    """Return the Dice of each region beside that of "everything is background", and its title."""
+    title = "## Scores on validation cases"
+    told, column = OF_VALIDATION, "this network"
+    if model.is_ensemble:
+        title, column = "## Scores of its members, out of fold", "its members"
+        told = f"{OUT_OF_FOLD}{_cleaning(model)}"
     names = [name for name in ("mean", *model.regions) if f"dice_{name}" in model.scores]
     if not names:
-        return "These weights were not validated: no scores are known."
+        return "## Scores\n\nThese weights were not validated: no scores are known."
     rows = []
     for name in names:
         background = model.scores.get(f"{BACKGROUND}dice_{name}")
         beside = "unknown" if background is None else f"{background:.3f}"
         rows.append((name, f"{model.scores[f'dice_{name}']:.3f}", beside))
-    return f"""| Dice | this network | "everything is background" |
+    return f"""{title}
+
+| Dice | {column} | "everything is background" |
 | --- | --- | --- |
 {_rows(rows)}
 
-On the validation cases of the run that trained it, on each case's own grid. Where a region is empty
-in both masks its Dice is 1, where it is empty in one of them 0; no case is left out."""
+{told}
+{EMPTY_REGIONS}"""
+
+
+def _cleaning(model: TrainedModel) -> str:
+    """Return what has to be done to a mask for it to be one of those that were scored."""
+    inference = model.settings["inference"]
+    names = [name for name in ("min_et_volume_ml", "min_component_ml") if inference[name]]
+    if not names:
+        return ""
+    values = " and ".join(f"`{name}` of {inference[name]:g}" for name in names)
+    return f"""
+The masks were cleaned by smallest volumes that were chosen on other folds; for new cases these are
+{values}, which this project's `pipeline.infer` applies, and MONAI alone does not."""
 
 
 def _rows(rows: Iterable[Iterable[object]]) -> str:

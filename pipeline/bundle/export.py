@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.bundle.components import Config
 from pipeline.bundle.contents import bundle_files
 from pipeline.bundle.gate import Verification, verify_bundle
+from pipeline.bundle.weights import rounded
 from pipeline.data.files import replace_file
 from pipeline.data.lock import LOCK_NAME, locked_folder
 from pipeline.errors import ResourceError, SettingsError
@@ -32,6 +33,8 @@ def export_bundle(
     window: int | None = None,
     overlap: float = 0.5,
     formats: Sequence[str] = (),
+    half_precision: bool = False,
+    notes: str | None = None,
     archive: bool = False,
     case_folder: Path | None = None,
     report: Callable[[str], None] = LOG.info,
@@ -45,13 +48,17 @@ def export_bundle(
             volume in one pass.
         overlap: share of a window that the next one covers.
         formats: `torchscript` (models/model.ts), `onnx` (models/model.onnx).
+        half_precision: round the weights to float16 first, and store them so; networks compute in
+            float32 as ever.
+        notes: Markdown for the model card.
         archive: with `target`.zip beside it, which has the folder in it.
         case_folder: a case to compare on; a phantom otherwise.
         report: is told what is being done.
 
     Raises:
         SettingsError: `target` or its zip exists, or a format or setting is not possible.
-        DataError: the bundle differs from the model; nothing is left of it.
+        DataError: the bundle differs from the model, or half precision cannot hold a weight;
+            nothing is left of it.
         ResourceError: something could not be written; nothing is left of it.
     """
     zipped = target.with_name(f"{target.name}.zip")
@@ -60,7 +67,11 @@ def export_bundle(
             raise SettingsError(f"{path}: exists already. Choose another name, or remove it.")
     inferer = _inferer(model, window=window, overlap=overlap)
     report("Collecting files")
-    files = bundle_files(model, inferer=inferer, formats=formats)
+    unrounded = model if half_precision else None
+    model = rounded(model) if half_precision else model
+    files = bundle_files(
+        model, inferer=inferer, formats=formats, half_precision=half_precision, notes=notes
+    )
     # Both in one folder beside the target, so that they get their names without being copied.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     folder, packed = temporary / target.name, temporary / zipped.name
@@ -69,7 +80,9 @@ def export_bundle(
         with locked_folder(temporary):
             _write(folder, files)
             report("Comparing with the model in an environment without this project")
-            verification = verify_bundle(folder, model, inferer=inferer, case_folder=case_folder)
+            verification = verify_bundle(
+                folder, model, inferer=inferer, case_folder=case_folder, unrounded=unrounded
+            )
             if archive:
                 replace_file(packed, _zipped(files, root=target.name))
             folder.rename(target)

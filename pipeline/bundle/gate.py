@@ -36,6 +36,8 @@ class Verification:
         probability_difference: the largest.
         ties: for TorchScript and ONNX, the voxels in which two labels were as likely as each other
             and the other one was chosen.
+        num_changed: voxels that have another label than with the weights before they were rounded
+            to half precision; None where they were not.
     """
 
     case: str
@@ -43,10 +45,16 @@ class Verification:
     labels: tuple[str, ...]
     probability_difference: float
     ties: dict[str, int]
+    num_changed: int | None = None
 
 
 def verify_bundle(
-    folder: Path, model: TrainedModel, *, inferer: Config, case_folder: Path | None = None
+    folder: Path,
+    model: TrainedModel,
+    *,
+    inferer: Config,
+    case_folder: Path | None = None,
+    unrounded: TrainedModel | None = None,
 ) -> Verification:
     """Prove that the bundle in `folder` is `model`, and gives the same masks.
 
@@ -55,6 +63,8 @@ def verify_bundle(
         model: that was exported.
         inferer: arguments of `networks.VolumeInferer`.
         case_folder: holds one case to compare on; a phantom otherwise.
+        unrounded: what `model` was before its weights were rounded to the half precision in which
+            the bundle stores them; None where it stores them as they are.
 
     Raises:
         DataError: something differs; it says what, where, and by how much.
@@ -62,7 +72,7 @@ def verify_bundle(
     """
     check_sums(folder)
     check_sources(folder)
-    check_weights(folder, model)
+    check_weights(folder, model, half_precision=unrounded is not None)
     check_configs(folder, model, inferer=inferer)
     with tempfile.TemporaryDirectory(prefix="bundle-gate-") as name:
         workplace = Path(name)
@@ -76,6 +86,7 @@ def verify_bundle(
         difference = check_bundle_run(
             folder, case=case, reference=reference, model=model, workplace=workplace
         )
+        before = None if unrounded is None else _predictor(unrounded, inferer).predict(item)
     classes = reference["classes"]
     names = list(model.header["labels"])
     return Verification(
@@ -84,6 +95,7 @@ def verify_bundle(
         labels=tuple(names[index] for index in classes.unique().tolist()),
         probability_difference=difference,
         ties=ties,
+        num_changed=None if before is None else int((before["classes"] != classes).sum()),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 
 from pipeline.data.json_files import parse_json
@@ -38,6 +39,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     """Return what `TrainedModel` holds, except its name.
 
     Configurations, scripts and the copies of the code are left alone: this project's own code runs.
+    The weights are as they are stored, possibly in half precision.
 
     Raises:
         DataError: The bundle is not one of this project, or its files are not those it was made of.
@@ -66,6 +68,11 @@ def read_bundle(folder: Path) -> dict[str, Any]:
             remedy="Export the run again.",
         ) from error
     return {**values, "weights": weights}
+
+
+def in_single_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a weight as the network computes with it: float32 where a bundle stores float16."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _refuse_code(folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from pipeline.data.datalist import region_classes_of
 from pipeline.errors import SettingsError
 from pipeline.model.building import BUILD_ERRORS, built_with_weights
-from pipeline.model.bundle_files import WEIGHTS, is_bundle, read_bundle
+from pipeline.model.bundle_files import WEIGHTS, in_single_precision, is_bundle, read_bundle
 from pipeline.model.checkpoint import BEST, ENSEMBLE, load_checkpoint
 from pipeline.model.values import REMEDY, judged_values, require_plain, unusable_model
 
@@ -128,13 +128,17 @@ def load_model(path: Path) -> TrainedModel:
         DataError: There is no model, or it is damaged or foreign.
     """
     if path.is_dir() and is_bundle(path):
-        name, values = path.resolve().name, read_bundle(path)
+        name, stored = path.resolve().name, read_bundle(path)
         size = (path / WEIGHTS).stat().st_size
+        values = judged_values(stored, name=name, max_weight_bytes=size)
+        weights = values["weights"]
+        values["weights"] = {key: in_single_precision(weights[key]) for key in weights}
     else:
         file = _checkpoint_of(path)
         name = f"{file.resolve().parent.name}/{file.name}"
-        values, size = _values_of(load_checkpoint(file), name), file.stat().st_size
-    return TrainedModel(name=name, **judged_values(values, name=name, max_weight_bytes=size))
+        stored, size = _values_of(load_checkpoint(file), name), file.stat().st_size
+        values = judged_values(stored, name=name, max_weight_bytes=size)
+    return TrainedModel(name=name, **values)
 
 
 def _checkpoint_of(path: Path) -> Path:
