@@ -92,7 +92,8 @@ def test_memory_that_grows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scaling, "_walk", leaking)
     code, proof = prove(tmp_path / "memory.json")
     assert (code, proof["is_flat"]) == (1, False)
-    assert proof["bytes_of_epochs"][-1] - proof["bytes_of_epochs"][0] > 2 * LEAK_BYTES
+    grown = proof["bytes_of_epochs"][-1] - proof["bytes_of_epochs"][0]
+    assert grown > 1.9 * LEAK_BYTES  # two epochs; something else may have been given back
 
 
 def test_too_few_epochs_prove_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
