@@ -78,6 +78,29 @@ def add_list_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every verb that trains takes: settings, the seed, the data's faults, the cache."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="STAGE.NAME=VALUE",
+        dest="assignments",
+        help="change one setting, e.g. training.max_epochs=10; may be repeated",
+    )
+    parser.add_argument("--seed", type=int, help="of weights, order, augmentation and dropout")
+    parser.add_argument(
+        "--mask-nonfinite", action="store_true", help="take voxels that are NaN or infinite for 0"
+    )
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep preprocessed cases there, compressed, for this run and later ones",
+    )
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console for text and tables; imported late, so that `--help` stays quick."""
     from rich.console import Console

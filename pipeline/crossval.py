@@ -16,7 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import add_list_argument, console, main_of, new_parser, open_log
+from pipeline.cli import (
+    add_list_argument,
+    add_training_arguments,
+    console,
+    main_of,
+    new_parser,
+    open_log,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -33,19 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_list_argument(parser)
     parser.add_argument("-o", "--output-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--preset", default=DEFAULT_PRESET, help="as of train (default: original)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="STAGE.NAME=VALUE",
-        dest="assignments",
-        help="change one setting of the trainings, e.g. training.max_epochs=10; may be repeated",
-    )
+    add_training_arguments(parser)
     parser.add_argument(
         "--folds", type=int, nargs="+", metavar="N", help="at least two (default: all of the list)"
     )
-    parser.add_argument("--seed", type=int, help="of weights, order, augmentation and dropout")
     parser.add_argument(
         "--device",
         nargs="+",
@@ -58,15 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-probabilities",
         action="store_true",
         help="write masks only: less disk, but nothing about calibration",
-    )
-    parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        metavar="DIR",
-        help="keep preprocessed cases there, compressed, for all folds",
-    )
-    parser.add_argument(
-        "--mask-nonfinite", action="store_true", help="take voxels that are NaN or infinite for 0"
     )
     return parser
 

@@ -16,7 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import add_list_argument, console, main_of, new_parser, open_log
+from pipeline.cli import (
+    add_list_argument,
+    add_training_arguments,
+    console,
+    main_of,
+    new_parser,
+    open_log,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -32,17 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--preset", help="original (the article; default), quick (for a CPU) or strong (for a GPU)"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings as JSON")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="STAGE.NAME=VALUE",
-        dest="assignments",
-        help="change one setting, e.g. training.max_epochs=10; may be repeated",
-    )
+    add_training_arguments(parser)
     parser.add_argument("--fold", type=int, help="fold to validate on; the others are trained on")
-    parser.add_argument("--seed", type=int, help="of weights, order, augmentation and dropout")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/latest"), metavar="DIR")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output-dir")
     parser.add_argument(
@@ -52,16 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a checkpoint, or the article's model2.h5, to start from; a resumed run has its own",
     )
     parser.add_argument(
-        "--mask-nonfinite", action="store_true", help="take voxels that are NaN or infinite for 0"
-    )
-    parser.add_argument(
         "--digests", type=Path, metavar="FILE", help="as of check: remember what was found good"
-    )
-    parser.add_argument(
-        "--cache-dir",
-        type=Path,
-        metavar="DIR",
-        help="keep preprocessed cases there, compressed, for this run and later ones",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     return parser
