@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from pipeline import crossval, infer, train
 from pipeline.crossvalidation import processes
-from pipeline.crossvalidation.plan import ENSEMBLE
 from pipeline.crossvalidation.processes import Command
 from pipeline.data.files import TEMPORARY_NAME
 from pipeline.model import speed
+from pipeline.model.checkpoint import ENSEMBLE
 
 PRELOADED = (infer, train)  # what the processes begin with
 OPTIONS = (

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
@@ -22,8 +21,9 @@ from pipeline.data.json_files import read_json
 from pipeline.data.loading import class_indices
 from pipeline.data.nifti import read_volume, write_volume
 from pipeline.data.prediction_files import PROBABILITIES, map_path, mask_path, record_path
+from pipeline.data.voxel_volume import region_volumes_ml
 from pipeline.evaluation.scoring import default_num_workers
-from pipeline.inference.cleaning import MM3_PER_ML, clean_classes
+from pipeline.inference.cleaning import clean_classes
 from pipeline.inference.label_files import write_label_files
 from pipeline.inference.records import finished_record, outputs_of, write_record
 from transforms import classes_to_values
@@ -76,9 +76,10 @@ def _clean(
     values = tuple(plan.datalist.labels.values())
     mask, affine = read_volume(mask_path(source, case.id), dtype=None)
     arguments: dict[str, Any] = dict(thresholds)
+    regions = plan.datalist.region_classes()
     classes, changes = clean_classes(
         class_indices(mask, values=values),
-        regions=plan.datalist.region_classes(),
+        regions=regions,
         spacing_mm=voxel_sizes(affine),
         **arguments,
     )
@@ -89,16 +90,8 @@ def _clean(
     if plan.probabilities:
         paths.append(map_path(plan.masks, case.id, PROBABILITIES))
         _link(probabilities, paths[-1])
-    return paths, {"cleaning": changes, "volumes_ml": _volumes_ml(plan, classes, affine)}
-
-
-def _volumes_ml(plan: Plan, classes: np.ndarray, affine: np.ndarray) -> dict[str, float]:
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / MM3_PER_ML
-    counts = np.bincount(classes.ravel(), minlength=len(plan.datalist.labels))
-    return {
-        region: round(int(counts[list(members)].sum()) * voxel_ml, 6)
-        for region, members in plan.datalist.region_classes().items()
-    }
+    volumes_ml = region_volumes_ml(classes, regions=regions, affine=affine)
+    return paths, {"cleaning": changes, "volumes_ml": volumes_ml}
 
 
 def _link(source: Path, path: Path) -> None:

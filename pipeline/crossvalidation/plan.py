@@ -17,7 +17,7 @@ from pipeline.model.checkpoint import BEST
 from pipeline.training.start import SETTINGS, fingerprint
 
 STATEMENT = "crossval.json"
-MASKS, SCORES, ENSEMBLE, DIGESTS = "masks", "scores", "ensemble.pt", "checked.json"
+MASKS, SCORES, DIGESTS = "masks", "scores", "checked.json"
 REPORT = "report.html"
 # A fold is not looked at before its masks are made, and these are cleaned as the others say.
 FORCED: dict[str, Any] = {

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pipeline.cli import LOG_NAME
 from pipeline.crossvalidation.masks import write_masks
-from pipeline.crossvalidation.plan import DIGESTS, ENSEMBLE, REPORT, SCORES, Plan
+from pipeline.crossvalidation.plan import DIGESTS, REPORT, SCORES, Plan
 from pipeline.crossvalidation.processes import Command, run_jobs
 from pipeline.crossvalidation.summary import SUMMARY, Findings, summary_files
 from pipeline.crossvalidation.thresholds import candidates, choose_all, dice_table
@@ -19,6 +19,7 @@ from pipeline.evaluation.pairs import Selection, find_pairs
 from pipeline.evaluation.report import Report, make_report
 from pipeline.evaluation.result_files import make_folder, write_report
 from pipeline.evaluation.scoring import default_num_workers, score_pairs
+from pipeline.model.checkpoint import ENSEMBLE
 from pipeline.model.ensemble import save_ensemble
 from pipeline.training.start import SETTINGS
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.crossvalidation.plan import ENSEMBLE, MASKS, REPORT, SCORES, Plan
+from pipeline.crossvalidation.plan import MASKS, REPORT, SCORES, Plan
 from pipeline.crossvalidation.thresholds import VOLUMES_ML, Choice
 from pipeline.data.json_files import json_bytes
 from pipeline.evaluation.case_scores import CaseResult
@@ -15,6 +15,7 @@ from pipeline.evaluation.overlap import BACKGROUND
 from pipeline.evaluation.report import Report, definitions, origin_document, warnings_of
 from pipeline.evaluation.statistics import NUM_RESAMPLES, Score, Summary, summarise
 from pipeline.evaluation.tables import CALIBRATION_COLUMNS, NOTHING, Grid, result_grids, worst_grid
+from pipeline.model.checkpoint import ENSEMBLE
 from pipeline.versions import versions_of
 
 SUMMARY, MARKDOWN = "summary.json", "summary.md"

@@ -18,6 +18,7 @@ from pipeline.data.content import CaseContent, ImageFile, grid_problems, with_ca
 from pipeline.data.datalist import Case
 from pipeline.data.images import read_image
 from pipeline.data.loading import class_indices
+from pipeline.data.voxel_volume import voxel_volume_ml
 from pipeline.errors import DataError, Problem
 from pipeline.evaluation.pairs import Pair
 from pipeline.evaluation.provenance import Provenance, read_provenance
@@ -82,7 +83,7 @@ def read_pair(pair: Pair, *, labels: Mapping[str, int]) -> PairContent:
         num_classes=len(labels),
         probabilities=files.probabilities.volume if files.probabilities else None,
         spacing_mm=_spacing_mm(reference.affine),
-        voxel_ml=abs(float(np.linalg.det(reference.affine[:3, :3]))) / 1000,
+        voxel_ml=voxel_volume_ml(reference.affine),
         provenance=cast("Provenance", files.provenance),
     )
 

@@ -10,8 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 from pipeline.data.boxes import bounding_box
+from pipeline.data.voxel_volume import MM3_PER_ML
 
-MM3_PER_ML = 1000.0
 ENHANCING = "ET"
 
 

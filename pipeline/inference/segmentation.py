@@ -17,8 +17,9 @@ from pipeline.data.datalist import Case, region_classes_of
 from pipeline.data.loading import LoadCase
 from pipeline.data.nifti import write_volume
 from pipeline.data.prediction_files import PROBABILITIES, map_path, mask_path
+from pipeline.data.voxel_volume import region_volumes_ml, voxel_volume_ml
 from pipeline.errors import DataError, Problem, SettingsError
-from pipeline.inference.cleaning import MM3_PER_ML, clean_classes
+from pipeline.inference.cleaning import clean_classes
 from pipeline.inference.forecast import forecast
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.records import digest_of, outputs_of, remove_outdated, write_record
@@ -180,7 +181,7 @@ class Segmenter:
         record = {
             "case": case.id,
             "labels": self.labels,
-            "volumes_ml": self._volumes_ml(classes, voxel_volume_ml=_voxel_volume_ml(affine)),
+            "volumes_ml": region_volumes_ml(classes, regions=self.regions, affine=affine),
             "grid": {
                 "shape": list(classes.shape),
                 "spacing_mm": [round(float(size), 6) for size in spacing_mm],
@@ -237,13 +238,6 @@ class Segmenter:
             )
         )
 
-    def _volumes_ml(self, classes: np.ndarray, *, voxel_volume_ml: float) -> dict[str, float]:
-        counts = [np.count_nonzero(classes == index) for index in range(len(self.labels))]
-        return {
-            region: round(sum(counts[index] for index in set(members)) * voxel_volume_ml, 6)
-            for region, members in self.regions.items()
-        }
-
     def _write_mask(self, case: Case, classes: np.ndarray, affine: np.ndarray) -> Path:
         values = classes_to_values(classes[None], values=tuple(self.labels.values()))[0].numpy()
         path = mask_path(self.folder, case.id)
@@ -265,7 +259,7 @@ class Segmenter:
         return {"entropy": entropy, "mutual_information": mutual_information}, {
             "unit": "nat",
             "maps": list(total.channel_names),
-            "volumes_ml": total.volumes_ml(voxel_volume_ml=_voxel_volume_ml(opened.affine)),
+            "volumes_ml": total.volumes_ml(voxel_volume_ml=voxel_volume_ml(opened.affine)),
         }
 
     def _provenance(self, case: Case) -> dict[str, Any]:
@@ -283,8 +277,3 @@ class Segmenter:
             "device": self.device.type,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
-
-
-def _voxel_volume_ml(affine: np.ndarray) -> float:
-    """Return the volume of a voxel, which in a sheared grid is less than its edges' product."""
-    return abs(float(np.linalg.det(affine[:3, :3]))) / MM3_PER_ML

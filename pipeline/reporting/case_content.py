@@ -13,6 +13,7 @@ from pipeline.data.datalist import Case
 from pipeline.data.images import read_image
 from pipeline.data.loading import LoadCase, class_indices
 from pipeline.data.prediction_files import map_path
+from pipeline.data.voxel_volume import voxel_volume_ml
 from pipeline.errors import DataError, Problem
 from pipeline.evaluation.case_scores import CaseResult
 from pipeline.evaluation.tables import NOTHING, Grid
@@ -45,7 +46,7 @@ class CaseContent:
     @property
     def voxel_ml(self) -> float:
         """Volume of a voxel."""
-        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+        return voxel_volume_ml(self.affine)
 
 
 def read_case(

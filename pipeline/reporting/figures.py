@@ -22,6 +22,7 @@ from pipeline.data.slices import (
     picture_axes,
     section,
 )
+from pipeline.data.voxel_volume import voxel_volume_ml
 from pipeline.reporting.style import (
     FAINT,
     LINE_INCHES,
@@ -292,8 +293,7 @@ def _volume_entries(scan: Scan, class_names: Sequence[str]) -> list[Entry]:
 
 
 def _volume(scan: Scan, classes: np.ndarray, index: int) -> str:
-    voxel_ml = abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000
-    volume_ml = np.count_nonzero(classes == index) * voxel_ml
+    volume_ml = np.count_nonzero(classes == index) * voxel_volume_ml(scan.affine)
     return f"{volume_ml:.1f} mL" if volume_ml >= 1 else f"{volume_ml:.2g} mL"
 
 

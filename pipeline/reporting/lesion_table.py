@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from nibabel.affines import apply_affine
 
+from pipeline.data.voxel_volume import MM3_PER_ML, voxel_volume_mm3
 from pipeline.evaluation.lesions import MIN_VOLUME_MM3, Parts, match_lesions, occupied_box
 
 TRUTH, PREDICTION = "truth", "prediction"
@@ -117,7 +118,7 @@ def _region_rows(
 ) -> list[LesionRow]:
     """Return the rows of one region, of which at least one mask has a voxel."""
     box = occupied_box(np.logical_or.reduce(list(masks.values())))
-    voxel_mm3 = abs(float(np.linalg.det(affine[:3, :3])))
+    voxel_mm3 = voxel_volume_mm3(affine)
     parts, statuses = _lesions({source: mask[box] for source, mask in masks.items()}, voxel_mm3)
     rows = []
     for source, lesions in parts.items():
@@ -131,7 +132,7 @@ def _region_rows(
                 region=region,
                 source=source,
                 number=number,
-                volume_ml=round(len(voxels) * voxel_mm3 / 1000, 6),
+                volume_ml=round(len(voxels) * voxel_mm3 / MM3_PER_ML, 6),
                 **_place(voxels, affine),
                 status=statuses.get((source, label)),
             )
