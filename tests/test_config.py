@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from pipeline.config import (
-    PRESETS,
     Settings,
     build_settings,
     differences,
@@ -21,6 +20,7 @@ from pipeline.config import (
     resumed,
 )
 from pipeline.errors import SettingsError
+from pipeline.presets import PRESETS
 
 
 def test_original_is_the_article() -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from benchmarks.accuracy_peers.nnunet import NAME as NNUNET
 from benchmarks.accuracy_peers.segresnet import NAME as SEGRESNET
 from benchmarks.accuracy_peers.task import LOGS, STAGES
-from pipeline.config import PRESETS, build_settings, parse_assignments, preset
+from pipeline.config import build_settings, parse_assignments, preset
 from pipeline.errors import SettingsError
+from pipeline.presets import PRESETS
 
 PEERS = (NNUNET, SEGRESNET)
 SCORES = "scores"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from networks.region_outputs import ring_classes
 from pipeline.data.datalist import DataList
 from pipeline.errors import SettingsError
 
@@ -29,19 +30,17 @@ def nested_regions(datalist: DataList) -> tuple[NestedRegion, ...]:
     """
     of_region = datalist.region_classes()
     order = sorted(of_region, key=lambda name: -len(of_region[name]))
-    inner = [set(of_region[name]) for name in order[1:]] + [set()]
-    rests = [set(of_region[name]) - smaller for name, smaller in zip(order, inner, strict=True)]
-    nested = all(
-        smaller <= set(of_region[name]) for name, smaller in zip(order, inner, strict=True)
-    )
-    every_class = set(range(1, len(datalist.labels)))
-    if not nested or any(len(rest) != 1 for rest in rests) or set().union(*rests) != every_class:
+    try:
+        painted = ring_classes([of_region[name] for name in order])
+    except ValueError:
+        painted = []
+    if len(painted) != len(datalist.labels) - 1:
         raise SettingsError(
             f"{datalist.path.name}: expected regions that lie in each other, each with one label "
             f"more than the next, as WT, TC and ET; found {datalist.regions}. "
             "nnunet and segresnet cannot be compared on this list: leave them out of --methods."
         )
     return tuple(
-        NestedRegion(name, tuple(sorted(of_region[name])), rest.pop())
-        for name, rest in zip(order, rests, strict=True)
+        NestedRegion(name, tuple(sorted(of_region[name])), class_index)
+        for name, class_index in zip(order, painted, strict=True)
     )
