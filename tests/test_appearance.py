@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from transforms.appearance import Appearance, RandAppearanced, change_appearance
-from transforms.deformation import BACKGROUND
+from transforms.patches import BACKGROUND
 
 SHAPE = (14, 12, 11)
 STEPS = ("noise", "blur", "brightness", "offset", "contrast", "gamma", "low_resolution")

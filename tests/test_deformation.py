@@ -12,14 +12,12 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from transforms.deformation import (
-    BACKGROUND,
     Deformation,
     RandDeformedd,
-    Window,
     _displacements,
-    crop,
     deform,
 )
+from transforms.patches import BACKGROUND, Window, crop
 
 SHAPE = (13, 10, 9)
 

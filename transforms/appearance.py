@@ -19,8 +19,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 
 from transforms.arrays import Volume, plain_tensor, with_meta_of
-from transforms.deformation import BACKGROUND, background_of
 from transforms.intensity import filter_intensities
+from transforms.patches import BACKGROUND, background_of
 from transforms.slabs import Memory, memory_of, zeros
 
 # nnU-Net inverts in 0.1 of the cases, and does not in 0.3.

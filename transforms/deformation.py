@@ -18,10 +18,17 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 
 from transforms.arrays import plain_tensor, with_meta_of
+from transforms.patches import (
+    BACKGROUND,
+    Triple,
+    Window,
+    background_of,
+    chosen_voxel,
+    crop,
+    place_patch,
+    triple,
+)
 from transforms.slabs import Memory, Slab, memory_of, zeros
-
-BACKGROUND = "background"
-"""The key under which a patch says what the background of its whole image is, (C, 1, 1, 1)."""
 
 # Between the control points of a bending. At 16, the displacement changes by a quarter of its
 # standard deviation from one voxel to the next at the most: 3 voxels do not fold the image.
@@ -30,21 +37,6 @@ VOXELS_PER_CONTROL_POINT = 16
 # Of this size, a piece is computed by torch in one thread, and stays in the cache: waiting for each
 # other on a busy machine makes two threads ten times slower.
 PIECE_VOXELS = (1 << 15) - 1
-
-Triple = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Window:
-    """A box of voxels, which may reach beyond its volume.
-
-    Attributes:
-        start: its first voxel along X, Y and Z; negative where it begins before the volume.
-        size: its number of voxels along X, Y and Z.
-    """
-
-    start: Triple
-    size: Triple
 
 
 @dataclass(frozen=True)
@@ -79,11 +71,6 @@ class Deformation:
             turn[one, two], turn[two, one] = -sine, sine
             rotation = turn @ rotation
         return rotation.T / self.scale
-
-
-def background_of(image: torch.Tensor) -> torch.Tensor:
-    """Return the background of `image` (C, X, Y, Z): its first voxel, (C, 1, 1, 1)."""
-    return image[:, :1, :1, :1].clone()
 
 
 def deform(
@@ -155,25 +142,6 @@ def _trilinear(
         image[None], points[None, None, None], padding_mode="border", align_corners=False
     )
     return values[0, :, 0, 0]
-
-
-def crop(
-    volume: torch.Tensor, *, window: Window, background: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Return a contiguous copy of what `window` shows of `volume` (C, X, Y, Z).
-
-    Outside is `background` (C, 1, 1, 1), or 0.
-    """
-    result = zeros((len(volume), *window.size), volume.device, volume.dtype)
-    if background is not None:
-        memory_of(result)[...] = memory_of(background)
-    into, out_of = [slice(None)], [slice(None)]
-    for start, edge, length in zip(window.start, window.size, volume.shape[1:], strict=True):
-        begin, end = max(start, 0), min(start + edge, length)
-        into.append(slice(begin - start, end - start))
-        out_of.append(slice(begin, end))
-    memory_of(result)[tuple(into)] = memory_of(volume)[tuple(out_of)]
-    return result
 
 
 def _with_rim(volume: torch.Tensor) -> torch.Tensor:
@@ -353,31 +321,7 @@ class RandDeformedd(Randomizable, MapTransform):
         """Return the window of this call's draws: the whole volume, or where the patch lies."""
         size = image.shape[1:]
         if self.patch_size is None:
-            return Window((0, 0, 0), _triple(size))
-        which, *along = self.place
-        wanted: Sequence[float | None] = (None, None, None)
-        if self.is_at_foreground and labels:
-            wanted = _chosen_voxel(labels[0], which) or wanted
-        starts = []
-        for voxel, chance, edge, length in zip(wanted, along, self.patch_size, size, strict=True):
-            room = length - edge
-            if room < 0:
-                starts.append(room // 2)
-            elif voxel is None:
-                starts.append(int(chance * (room + 1)))
-            else:
-                starts.append(min(max(int(voxel) - edge // 2, 0), room))
-        return Window(_triple(starts), _triple(self.patch_size))
-
-
-def _chosen_voxel(label: torch.Tensor, which: float) -> Triple | None:
-    """Return X, Y and Z of one of the voxels above 0, chosen by a number in [0, 1), if any is."""
-    found = np.flatnonzero((label.cpu().numpy() > 0).any(0))
-    if not len(found):
-        return None
-    return _triple(np.unravel_index(found[int(which * len(found))], tuple(label.shape[1:])))
-
-
-def _triple(numbers: Sequence[Any]) -> Triple:
-    x, y, z = numbers
-    return int(x), int(y), int(z)
+            return Window((0, 0, 0), triple(size))
+        which, *place = self.place
+        about = chosen_voxel(labels[0], which) if self.is_at_foreground and labels else None
+        return place_patch(size, self.patch_size, place=place, about=about)
