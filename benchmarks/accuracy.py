@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from pipeline.versions import versions_of
 
 MINUTES, SPACING_MM = 20.0, 2.0
 JSON, MARKDOWN = "accuracy.json", "accuracy.md"
+TITLE = "Accuracy, side by side"
+
+Pair = tuple[str, str]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,8 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_list_argument(parser)
-    parser.add_argument("-o", "--output-dir", type=Path, required=True, metavar="OUT")
     parser.add_argument("--methods", nargs="+", required=True, metavar="NAME")
+    parser.add_argument(
+        "--nnunet-python", type=Path, metavar="PATH", help="a Python that nnU-Net is installed for"
+    )
+    add_task_arguments(parser)
+    return parser
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is the same for all methods; `task_of` reads it."""
+    parser.add_argument("-o", "--output-dir", type=Path, required=True, metavar="OUT")
     parser.add_argument("--folds", nargs="+", type=int, metavar="N", help="default: all")
     parser.add_argument(
         "--minutes",
@@ -68,26 +80,19 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"the grid that all work on (default: {SPACING_MM:g})",
     )
     parser.add_argument(
-        "--nnunet-python", type=Path, metavar="PATH", help="a Python that nnU-Net is installed for"
-    )
-    parser.add_argument(
         "--threads", type=_natural, default=os.cpu_count(), help="default: as many as cores"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    return parser
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """Run what is not finished, score all, write the table."""
-    methods = parse_methods(arguments.methods)
+def task_of(arguments: argparse.Namespace) -> Task:
+    """Return the task that the command line describes.
+
+    Raises:
+        DataError, SettingsError: The list or the folds cannot be used.
+    """
     datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
-    if not all(method.is_ours for method in methods):
-        nested_regions(datalist)
-    # Not resolved: the Python of a virtual environment is a link, and knows by its place where.
-    python = arguments.nnunet_python and arguments.nnunet_python.absolute()
-    if any(method.name == NNUNET for method in methods):
-        python = require_nnunet(python)
-    task = Task(
+    return Task(
         datalist=datalist,
         folds=chosen_folds(datalist, arguments.folds),
         folder=arguments.output_dir.absolute(),
@@ -97,14 +102,51 @@ def work(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         allow_outside_root=arguments.allow_outside_root,
     )
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """Run what is not finished, score all, write the table."""
+    methods = parse_methods(arguments.methods)
+    task = task_of(arguments)
+    if not all(method.is_ours for method in methods):
+        nested_regions(task.datalist)
+    # Not resolved: the Python of a virtual environment is a link, and knows by its place where.
+    python = arguments.nnunet_python and arguments.nnunet_python.absolute()
+    if any(method.name == NNUNET for method in methods):
+        python = require_nnunet(python)
+    reference = next(method.name for method in methods if method.is_ours)
+    pairs = [(reference, method.name) for method in methods if method.name != reference]
+    print(run(task, methods, pairs=pairs, title=TITLE, files=(JSON, MARKDOWN), python=python))
+
+
+def run(
+    task: Task,
+    methods: Sequence[Method],
+    *,
+    pairs: Sequence[Pair],
+    title: str,
+    files: tuple[str, str],
+    python: Path | None = None,
+) -> str:
+    """Run what is not finished, score all, write the two files; return the Markdown.
+
+    Args:
+        task: What all methods do.
+        methods: Which.
+        pairs: Which of them are compared: the second is subtracted from the first.
+        title: Of the Markdown.
+        files: Names of the JSON file and the Markdown in the task's folder.
+        python: Has nnU-Net, if that is among the methods.
+    """
     require_writable(task.folder)
     with locked_folder(task.folder):
         claim(task, methods)
         costs = {method.name: run_method(task, method, python=python) for method in methods}
-        content = compared(task, methods, costs)
-        text = markdown(content)
-        replace_files(task.folder, {JSON: json_bytes(content), MARKDOWN: text.encode()})
-    print(text)
+        content = compared(task, costs, pairs=pairs)
+        text = markdown(content, title=title)
+        in_json, in_markdown = files
+        replace_files(task.folder, {in_json: json_bytes(content), in_markdown: text.encode()})
+    return text
 
 
 def chosen_folds(datalist: DataList, wanted: Sequence[int] | None) -> tuple[int, ...]:
@@ -170,34 +212,32 @@ def run_method(task: Task, method: Method, *, python: Path | None) -> Costs:
     return ZooSegResNet(task).run()
 
 
-def compared(task: Task, methods: Sequence[Method], costs: dict[str, Costs]) -> dict[str, Any]:
-    """Score all masks, and return everything as plain JSON values.
-
-    The first method of ours is what the others are compared with.
-    """
+def compared(task: Task, costs: Mapping[str, Costs], *, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Score the masks of all methods, and return everything as plain JSON values."""
     reports = {}
-    for method in methods:
-        print(f"{method.name}: scoring ...", flush=True)
-        reports[method.name] = score(task, method.name)
-    reference = next(method.name for method in methods if method.is_ours)
+    for name in costs:
+        print(f"{name}: scoring ...", flush=True)
+        reports[name] = score(task, name)
     folder = task.folder / SCORES
     return {
         "task": task_document(task),
         "machine": describe_machine(),
         "software": versions_of(()),
-        "reference": reference,
         "regions": list(task.datalist.regions),
         "methods": {
             name: {"costs": costs[name].to_dict(), "scores": summary_document(report)}
             for name, report in reports.items()
         },
-        "comparisons": {
-            name: comparison_document(
-                reports[reference], report, folder=folder / f"{reference}_against_{name}"
-            )
-            for name, report in reports.items()
-            if name != reference
-        },
+        "comparisons": [
+            {
+                "of": one,
+                "minus": other,
+                "differences": comparison_document(
+                    reports[one], reports[other], folder=folder / f"{one}_against_{other}"
+                ),
+            }
+            for one, other in pairs
+        ],
     }
 
 

@@ -49,10 +49,10 @@ NOTES_ON_PEERS = {
 }
 
 
-def markdown(content: Document) -> str:
+def markdown(content: Document, *, title: str) -> str:
     """Return the tables: scores, differences, costs, notes."""
     parts = [
-        "# Accuracy, side by side",
+        f"# {title}",
         _what(content),
         f"Means, and 95 % intervals of them (bootstrap over the cases, {NUM_RESAMPLES} resamples).",
         *_scores(content),
@@ -87,8 +87,9 @@ def _scores(content: Document) -> list[str]:
         [name, *(_interval(method["scores"][column], 3) for column in dice)]
         for name, method in content["methods"].items()
     ]
-    of_reference = content["methods"][content["reference"]]["scores"]
-    nothing = [_interval(of_reference.get(f"background_{column}"), 3) for column in dice]
+    # That of the cases, whichever method it is read from.
+    of_any = next(iter(content["methods"].values()))["scores"]
+    nothing = [_interval(of_any.get(f"background_{column}"), 3) for column in dice]
     others = [(f"hd95_mm_{region}", f"HD95 {region}, mm", 1) for region in regions]
     others += [(f"lesion_dice_{region}", f"lesion-wise Dice {region}", 3) for region in regions]
     second = [
@@ -108,14 +109,17 @@ def _differences(content: Document) -> list[str]:
     columns += [(f"hd95_mm_{region}", f"HD95 {region}, mm", 1) for region in regions]
     columns += [(f"lesion_dice_{region}", f"lesion-wise Dice {region}", 3) for region in regions]
     rows = [
-        [name, *(_difference(comparison[column], digits) for column, _, digits in columns)]
-        for name, comparison in content["comparisons"].items()
+        [
+            f"{each['of']} minus {each['minus']}",
+            *(_difference(each["differences"][column], digits) for column, _, digits in columns),
+        ]
+        for each in content["comparisons"]
     ]
     return [
-        "## Ours minus the others",
-        f"{content['reference']} minus the method of the row: mean difference [95 % interval], p; "
-        "then the cases in which it is better and worse.",
-        _table(["method", *(title for _, title, _ in columns)], rows),
+        "## Differences",
+        "Mean difference [95 % interval], p; then the cases in which the first is better, and "
+        "worse.",
+        _table(["methods", *(title for _, title, _ in columns)], rows),
         f"p: {TEST}.",
     ]
 

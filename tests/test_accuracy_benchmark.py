@@ -487,8 +487,9 @@ def test_methods_are_scored_alike_and_compared_with_ours(
     assert scores["segresnet"]["dice_WT"]["mean"] == 1.0
     assert scores["segresnet"]["dice_ET"]["mean"] == 0.0
     assert scores["quick"]["background_dice_mean"]["mean"] == 0.0
-    assert content["reference"] == "quick"
-    difference = content["comparisons"]["segresnet"]["dice_mean"]
+    (comparison,) = content["comparisons"]
+    assert (comparison["of"], comparison["minus"]) == ("quick", "segresnet")
+    difference = comparison["differences"]["dice_mean"]
     assert difference["mean_difference"] == pytest.approx(1 / 3)
     assert difference["num_better"] == 4
     assert content["task"]["folds"] == [0, 1]
