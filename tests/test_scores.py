@@ -12,6 +12,7 @@ from monai.data import DataLoader, MetaTensor
 from pipeline.signals import StopRequest
 from pipeline.training.engines import build_evaluator
 from pipeline.training.handlers import StopWatch
+from pipeline.training.pictures import panel
 from pipeline.training.scores import CaseScores
 
 REGIONS = {"WT": (1, 2), "ET": (2,)}
@@ -58,10 +59,14 @@ CASES = [
 
 
 def evaluate(
-    scores: CaseScores, *, stop: StopRequest | None = None, cases: list[dict[str, Any]] = CASES
+    scores: CaseScores,
+    *,
+    stop: StopRequest | None = None,
+    cases: list[dict[str, Any]] = CASES,
+    network: type[torch.nn.Module] = Oracle,
 ) -> Any:
     evaluator = build_evaluator(
-        Oracle(),
+        network(),
         loader=DataLoader(cases, batch_size=1),  # type: ignore[arg-type]  # a list serves as well
         postprocessing=to_own_grid,
         device=CPU,
@@ -72,8 +77,8 @@ def evaluate(
     return evaluator
 
 
-def make_scores(num_pictures: int = 0) -> CaseScores:
-    return CaseScores(regions=REGIONS, num_classes=NUM_CLASSES, num_pictures=num_pictures)
+def make_scores(num_pictures: int = 0, **more: Any) -> CaseScores:
+    return CaseScores(regions=REGIONS, num_classes=NUM_CLASSES, num_pictures=num_pictures, **more)
 
 
 def test_region_dice_counts_on_the_own_grid_and_the_article_metrics_on_the_other() -> None:
@@ -141,6 +146,28 @@ def test_so_many_pictures_are_kept(num_pictures: int, names: list[str]) -> None:
     for picture in scores.pictures.values():
         assert picture.shape == (SHAPE[1], 3 * SHAPE[0], 3)
         assert picture.dtype == np.uint8
+
+
+class Undecided(torch.nn.Module):
+    """Says of every voxel that it is tumour, of an uncertain kind."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logits = torch.tensor([0.4, 0.3, 0.3]).log()
+        return logits.reshape(1, -1, 1, 1, 1).expand(-1, -1, *image.shape[2:])
+
+
+@pytest.mark.parametrize(
+    ("deciding_regions", "shown"), [(None, 0), ([[1, 2], [2]], 1)], ids=["classes", "regions"]
+)
+def test_a_picture_shows_the_classes_that_are_scored(
+    deciding_regions: list[list[int]] | None, shown: int
+) -> None:
+    scores = make_scores(1, deciding_regions=deciding_regions)
+    evaluate(scores, network=Undecided)
+    image, truth = CASES[0]["image"][0].numpy(), CASES[0]["label"][0].numpy()
+    # Outside the brain all is background, without asking the network.
+    expected = panel(image, truth=truth, prediction=np.where(image == 0, 0, shown))
+    np.testing.assert_array_equal(scores.pictures["good"], expected)
 
 
 class StopAtCase(CaseScores):

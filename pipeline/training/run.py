@@ -115,6 +115,7 @@ class TrainingRun:
             regions=model.regions,
             num_classes=len(model.header["labels"]),
             num_pictures=settings["validation"]["num_pictures"],
+            deciding_regions=model.network.get("regions"),
         )
         self.trainer = self._build_trainer(**training)
         self.evaluator = self._build_evaluator(amp=training["amp"])

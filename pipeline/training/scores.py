@@ -17,6 +17,7 @@ from pipeline.evaluation.overlap import (
     region_dice,
 )
 from pipeline.training.pictures import panel
+from transforms import decided_classes
 from transforms.arrays import plain_tensor
 
 
@@ -31,14 +32,21 @@ class CaseScores:
         regions: Class indices per region.
         num_classes: Channels of the network's output.
         num_pictures: Cases of which a picture is kept in `pictures`.
+        deciding_regions: See `transforms.decided_classes`; the pictures show these classes.
     """
 
     def __init__(
-        self, *, regions: Mapping[str, Sequence[int]], num_classes: int, num_pictures: int
+        self,
+        *,
+        regions: Mapping[str, Sequence[int]],
+        num_classes: int,
+        num_pictures: int,
+        deciding_regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.regions = regions
         self.num_classes = num_classes
         self.num_pictures = num_pictures
+        self.deciding_regions = deciding_regions
         self.cases: dict[str, dict[str, float]] = {}
         self.pictures: dict[str, np.ndarray] = {}
         self._background: dict[str, dict[str, float]] = {}
@@ -61,10 +69,11 @@ class CaseScores:
             label = _plain(output["label"][position])
             self.cases[case] = article_metrics(probabilities, label)
             if len(self.pictures) < self.num_pictures:
+                decided = decided_classes(probabilities, regions=self.deciding_regions)
                 self.pictures[case] = panel(
                     _plain(output["image"][position][0]).numpy(),
                     truth=label[0].numpy(),
-                    prediction=probabilities.argmax(dim=0).numpy(),
+                    prediction=decided[0].numpy(),
                 )
 
     def _score_own_grid(self, engine: Engine) -> None:
