@@ -68,6 +68,17 @@ TO_STRONG = (
 TRIED = (
     # Four of the eighteen cases that presets are developed on have no enhancing tumour.
     Method("smooth-dice", QUICK, ("training.dice_smoothing=100",)),
+    # Tumours of low contrast and of small size are rare among twelve cases.
+    Method(
+        "wider-augmentation",
+        QUICK,
+        (
+            "augmentation.deformation.rotation_degrees=30",
+            "augmentation.deformation.scale=1.4",
+            "augmentation.appearance.brightness=0.3",
+            "augmentation.appearance.offset=0.3",
+        ),
+    ),
 )
 
 
