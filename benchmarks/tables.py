@@ -33,6 +33,11 @@ def print_comparison(comparison: Comparison) -> None:
 def write_table() -> None:
     """Put every result that is there into one Markdown file."""
     parts = ["# Measured side by side", ""]
+    # Of `benchmarks.accuracy` and `benchmarks.ablation`, which write tables of their own.
+    found = sorted(RESULTS.glob("accuracy/*.md"))
+    links = [f"[{path.stem}](accuracy/{path.name})" for path in found]
+    if links:
+        parts += [f"How well it segments: {', '.join(links)}.", ""]
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
         head = [f"## {path.stem}", "", _machine(content["machine"]), ""]

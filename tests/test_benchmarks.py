@@ -151,6 +151,18 @@ def test_a_proof_of_the_memory_is_in_the_table(
     assert "2 workers had at most 0.300 GB" in text
 
 
+def test_tables_of_accuracy_are_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    tables.write_table()
+    assert "accuracy" not in (tmp_path / "README.md").read_text()
+    (tmp_path / "accuracy").mkdir()
+    for name in ("accuracy.md", "ablation.md", "accuracy.json"):
+        (tmp_path / "accuracy" / name).touch()
+    tables.write_table()
+    links = "[ablation](accuracy/ablation.md), [accuracy](accuracy/accuracy.md)."
+    assert links in (tmp_path / "README.md").read_text()
+
+
 def test_costs_are_drawn(tmp_path: Path) -> None:
     """The same costs make the same file, in which every line has its name and every size a tick."""
     costs = {
