@@ -111,6 +111,9 @@ def finish(root: Path, out: Path) -> float:
 def kill_in(stage: str, root: Path, out: Path, *, generator: random.Random) -> None:
     """Start a cross-validation and kill it, with all its processes, in a stage."""
     log = out / "log.txt"
+    # Where the last kill came after the end, there would be nothing left to do. The summary is
+    # what is written last.
+    (out / "summary.json").unlink(missing_ok=True)
     num_told = log.stat().st_size if log.is_file() else 0
     process = start(root, out)
     begun = time.monotonic()

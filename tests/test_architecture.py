@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROWS: list[list[str]] = [
     ["transforms"],
     ["networks"],
-    ["pipeline.errors", "pipeline.signals"],
+    ["pipeline.errors", "pipeline.presets", "pipeline.signals"],
     ["pipeline.config", "pipeline.cli", "pipeline.versions"],
     ["pipeline.data"],
     ["pipeline.model"],
