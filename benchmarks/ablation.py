@@ -52,7 +52,8 @@ TO_QUICK = (
         ),
     ),
     Change("8-filters", ("network.settings.num_filters",)),
-    Change(QUICK, ("augmentation",)),
+    Change("augmentation", ("augmentation",)),
+    Change(QUICK, ("inference.flips",)),
 )
 # Each alone beside `quick`.
 TO_STRONG = (

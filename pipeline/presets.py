@@ -41,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "gradient_clip": 1.0,
         },
         "validation": {"every_epochs": 5},
+        "inference": {"flips": True},
     },
     "strong": {
         "preprocessing": {

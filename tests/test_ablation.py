@@ -57,7 +57,6 @@ def test_what_strong_has_beyond_quick_is_a_row_or_not_for_two_cores() -> None:
     every = build_settings(preset("quick"), parse_assignments(together))
     left = compared(every, build_settings(preset("strong")))
     assert sorted(each.split(":")[0] for each in left) == [
-        "inference.flips",  # no training: measured on the same networks
         "network.settings",  # 24 filters
         "training.learning_rate",
         "training.warmup_fraction",
