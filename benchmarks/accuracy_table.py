@@ -34,7 +34,8 @@ NOTES_ON_OURS = (
     "Presets are developed on data. On the 18 cases of the README, the augmentation of `quick` was "
     "chosen by the scores of fold 0 alone; that it averages all mirrorings, by the scores of all "
     "folds (of the same networks; they gained 0.010 in WT, 0.023 in ET); its other settings, with "
-    "an eye on eight cases of all folds. On such a list, ours have an advantage in that, and new cases may score lower.",
+    "an eye on eight cases of all folds. On such a list, ours have an advantage in that, and new "
+    "cases may score lower.",
 )
 NOTES_ON_PEERS = {
     "nnunet": "nnunet: default planner, network, patch, batch, augmentation, loss, SGD and poly "
