@@ -4,8 +4,8 @@ Cross-validate this project, nnU-Net v2 and MONAI's BraTS recipe on the same cas
 with the same minutes of training for each fold, and score all masks alike, on the cases' own grids.
 A NAME is a preset (strong, quick, original), a variant of one (NAME=PRESET:setting=value,...),
 nnunet or segresnet. What is finished is not done again: a run that was stopped is simply repeated,
-and methods can be added later. OUT then holds accuracy.json and accuracy.md, and for each method
-its masks and scores.
+and methods can be added later. OUT then holds accuracy.json, accuracy.md and the scores of
+each case in accuracy_cases.csv, and for each method its masks and scores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from benchmarks.accuracy_peers.nnunet import NAME as NNUNET
 from benchmarks.accuracy_peers.nnunet import NnUNet, require_nnunet
 from benchmarks.accuracy_peers.ours import Ours
 from benchmarks.accuracy_peers.regions import nested_regions
-from benchmarks.accuracy_peers.scoring import comparison_document, score, summary_document
+from benchmarks.accuracy_peers.scoring import (
+    case_scores,
+    comparison_document,
+    score,
+    summary_document,
+)
 from benchmarks.accuracy_peers.segresnet import ZooSegResNet
 from benchmarks.accuracy_peers.task import Task
 from benchmarks.accuracy_table import markdown
@@ -35,10 +40,11 @@ from pipeline.data.files import replace_files, require_writable
 from pipeline.data.json_files import json_bytes
 from pipeline.data.lock import locked_folder
 from pipeline.errors import SettingsError
+from pipeline.evaluation.report import Report
 from pipeline.versions import versions_of
 
 MINUTES, SPACING_MM = 20.0, 2.0
-JSON, MARKDOWN = "accuracy.json", "accuracy.md"
+NAME = "accuracy"
 TITLE = "Accuracy, side by side"
 
 Pair = tuple[str, str]
@@ -116,7 +122,7 @@ def work(arguments: argparse.Namespace) -> None:
         python = require_nnunet(python)
     reference = next(method.name for method in methods if method.is_ours)
     pairs = [(reference, method.name) for method in methods if method.name != reference]
-    print(run(task, methods, pairs=pairs, title=TITLE, files=(JSON, MARKDOWN), python=python))
+    print(run(task, methods, pairs=pairs, title=TITLE, stem=NAME, python=python))
 
 
 def run(
@@ -125,27 +131,32 @@ def run(
     *,
     pairs: Sequence[Pair],
     title: str,
-    files: tuple[str, str],
+    stem: str,
     python: Path | None = None,
 ) -> str:
-    """Run what is not finished, score all, write the two files; return the Markdown.
+    """Run what is not finished, score all, write the three files; return the Markdown.
 
     Args:
         task: What all methods do.
         methods: Which.
         pairs: Which of them are compared: the second is subtracted from the first.
         title: Of the Markdown.
-        files: Names of the JSON file and the Markdown in the task's folder.
+        stem: Of the names of the files in the task's folder: JSON, Markdown, CSV by case.
         python: Has nnU-Net, if that is among the methods.
     """
     require_writable(task.folder)
     with locked_folder(task.folder):
         claim(task, methods)
         costs = {method.name: run_method(task, method, python=python) for method in methods}
-        content = compared(task, costs, pairs=pairs)
+        reports = scored(task, methods)
+        content = compared(task, costs, reports, pairs=pairs)
         text = markdown(content, title=title)
-        in_json, in_markdown = files
-        replace_files(task.folder, {in_json: json_bytes(content), in_markdown: text.encode()})
+        files = {
+            f"{stem}.json": json_bytes(content),
+            f"{stem}.md": text.encode(),
+            f"{stem}_cases.csv": case_scores(reports),
+        }
+        replace_files(task.folder, files)
     return text
 
 
@@ -212,12 +223,23 @@ def run_method(task: Task, method: Method, *, python: Path | None) -> Costs:
     return ZooSegResNet(task).run()
 
 
-def compared(task: Task, costs: Mapping[str, Costs], *, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Score the masks of all methods, and return everything as plain JSON values."""
+def scored(task: Task, methods: Sequence[Method]) -> dict[str, Report]:
+    """Score the masks of all methods, and return the reports by name."""
     reports = {}
-    for name in costs:
-        print(f"{name}: scoring ...", flush=True)
-        reports[name] = score(task, name)
+    for method in methods:
+        print(f"{method.name}: scoring ...", flush=True)
+        reports[method.name] = score(task, method.name)
+    return reports
+
+
+def compared(
+    task: Task,
+    costs: Mapping[str, Costs],
+    reports: Mapping[str, Report],
+    *,
+    pairs: Sequence[Pair],
+) -> dict[str, Any]:
+    """Return everything as plain JSON values, but the scores of single cases."""
     folder = task.folder / SCORES
     return {
         "task": task_document(task),

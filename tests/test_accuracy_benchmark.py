@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -479,7 +480,8 @@ def words_of(path: Path, out: Path, *more: str) -> list[str]:
 def test_methods_are_scored_alike_and_compared_with_ours(
     cohort_factory: CohortFactory, tmp_path: Path, stand_ins: list[str]
 ) -> None:
-    words = words_of(cohort_factory(), tmp_path / "out", "--methods", "segresnet", "quick")
+    datalist = cohort_factory()
+    words = words_of(datalist, tmp_path / "out", "--methods", "segresnet", "quick")
     assert accuracy.main(words) == 0
     content = json.loads((tmp_path / "out" / "accuracy.json").read_text())
     scores = {name: each["scores"] for name, each in content["methods"].items()}
@@ -497,6 +499,12 @@ def test_methods_are_scored_alike_and_compared_with_ours(
     assert "| segresnet | 0.667 [0.667, 0.667] | 1.000 [1.000, 1.000] |" in text
     assert "| everything background | 0.000 [0.000, 0.000] |" in text
     assert (tmp_path / "out" / "scores" / "quick_against_segresnet" / "comparison.csv").exists()
+    with (tmp_path / "out" / "accuracy_cases.csv").open() as stream:
+        of_cases = [(row["method"], row["case"], row["dice_ET"]) for row in csv.DictReader(stream)]
+    cases = [case["case"] for case in json.loads(datalist.read_text())["training"]]
+    assert of_cases == [("segresnet", case, "0.0") for case in cases] + [
+        ("quick", case, "1.0") for case in cases
+    ]
 
 
 def test_what_is_finished_is_not_run_again_and_methods_can_be_added(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.evaluation.comparison import compare_reports, note_of
 from pipeline.evaluation.definitions import COMPARED_MEASURES
 from pipeline.evaluation.pairs import Selection, find_pairs
 from pipeline.evaluation.report import Report, make_report
-from pipeline.evaluation.result_files import make_folder, write_comparison, write_report
+from pipeline.evaluation.result_files import csv_bytes, make_folder, write_comparison, write_report
 from pipeline.evaluation.scoring import check_pairs, default_num_workers, score_pairs
 from pipeline.evaluation.statistics import Comparison, compare
 
@@ -49,6 +50,21 @@ def score(task: Task, name: str) -> Report:
 def shown_columns(report: Report) -> list[str]:
     """Return the columns that the table shows: mean region Dice first."""
     return [MEAN, *(f"{name}_{region}" for name in COMPARED_MEASURES for region in report.regions)]
+
+
+def case_scores(reports: Mapping[str, Report]) -> bytes:
+    """Return the shown columns of each case under each method, as CSV: what all else is made of."""
+    return csv_bytes(
+        [
+            {
+                "method": name,
+                "case": result.case,
+                **{column: round(result.value(column), 6) for column in shown_columns(report)},
+            }
+            for name, report in reports.items()
+            for result in report.results
+        ]
+    )
 
 
 def summary_document(report: Report) -> dict[str, Any]:

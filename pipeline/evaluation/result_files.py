@@ -42,7 +42,7 @@ def write_report(folder: Path, report: Report) -> list[Path]:
     """Write `cases.csv`, `summary.json` and `summary.md` into `folder`; return their paths."""
     rows = [case_row(result) for result in report.results]
     contents = {
-        CASES: _csv_bytes(rows),
+        CASES: csv_bytes(rows),
         SUMMARY: json_bytes(report_document(report)),
         MARKDOWN: _markdown(report).encode(),
     }
@@ -54,7 +54,7 @@ def write_comparison(
 ) -> list[Path]:
     """Write `comparison.csv` and `comparison.json`, and return their paths."""
     contents = {
-        COMPARISON_CASES: _csv_bytes(comparison_rows(report, other)),
+        COMPARISON_CASES: csv_bytes(comparison_rows(report, other)),
         COMPARISON: json_bytes(comparison_document(report, other, comparisons)),
     }
     return _written(folder, contents)
@@ -65,7 +65,7 @@ def _written(folder: Path, contents: dict[str, bytes]) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _csv_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
+def csv_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
     """Return the rows as CSV in UTF-8, None as an empty cell."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
