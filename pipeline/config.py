@@ -377,14 +377,16 @@ def _value_of(settings: Settings, key: str) -> object:
     return value
 
 
-# What may differ in a resumed run: more epochs, and what has no effect on the numbers.
+# What may differ in a resumed run: more epochs, and what has no effect on the numbers. Windows have
+# one, on the validation.
 CHANGEABLE_ON_RESUME = (
     "training.max_epochs",
     "loading.cache_memory_fraction",
     "loading.num_workers",
     "checkpoint.",
     "validation.num_pictures",
-    "inference.",
+    "inference.flips",
+    "inference.min_",
 )
 
 
@@ -406,6 +408,21 @@ def resumed(stored: Settings, wanted: Settings) -> Settings:
             + ". Leave them out, or start a new run in another --output-dir."
         )
     return wanted
+
+
+def require_told_by_checkpoints(stored: Settings, wanted: Settings) -> None:
+    """Refuse other ways to make masks for a finished run: its checkpoints are not written again.
+
+    Raises:
+        SettingsError: `wanted` differs from `stored` in how masks are made.
+    """
+    changed = [each for each in differences(stored, wanted) if each.startswith("inference.")]
+    if changed:
+        raise SettingsError(
+            "This run is finished, and its checkpoints stay as they are; these settings differ: "
+            + "; ".join(changed)
+            + ". Leave them out, and give them to infer where masks are made."
+        )
 
 
 def _describe(error: dict[str, Any]) -> str:

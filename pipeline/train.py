@@ -62,6 +62,7 @@ def work(arguments: argparse.Namespace) -> None:
     from pipeline.model.heap import settle_memory
 
     memory = settle_memory()
+    from pipeline.config import build_settings, require_told_by_checkpoints
     from pipeline.data.checking import check_visibly, raise_if_errors
     from pipeline.data.datalist import read_datalist
     from pipeline.data.files import sweep_temporaries
@@ -84,11 +85,13 @@ def work(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments, None if state is None else state.content["settings"])
     progress = finished_progress(
         state,
+        folder,
         max_epochs=settings.training.max_epochs,
         early_stopping=settings.training.early_stopping,
     )
     # Where `last` is damaged, it is written anew from the checkpoint that is whole.
     if state is not None and progress is not None and not state.remark:
+        require_told_by_checkpoints(build_settings(state.content["settings"]), settings)
         print("This run is finished; there is nothing left to train.")
         with locked_folder(folder):
             # A kill after the last checkpoint leaves a table without its last row, or half a file.

@@ -235,6 +235,12 @@ def test_a_resumed_run_may_not_become_another_one() -> None:
         resumed(Settings(), wanted)
 
 
+def test_windows_decide_a_validation_and_stay() -> None:
+    wanted = build_settings({"inference": {"window": None}})
+    with pytest.raises(SettingsError, match=r"inference.window: 'auto' -> None"):
+        resumed(Settings(), wanted)
+
+
 def test_another_network_does_not_inherit_the_settings_of_the_one_it_replaces() -> None:
     quick = preset("quick")
     assert build_settings(quick).network.settings

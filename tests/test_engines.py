@@ -17,16 +17,18 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 class Noting(torch.nn.Module):
-    """A 1x1x1 convolution that notes the type it computes in."""
+    """A 1x1x1 convolution that notes the type it computes in, and the sizes it sees."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Conv3d(1, 2, 1)
         self.found: torch.dtype | None = None
+        self.sizes: set[tuple[int, ...]] = set()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.layer(image)
         self.found = logits.dtype
+        self.sizes.add(tuple(image.shape[2:]))
         return logits
 
 
@@ -118,11 +120,30 @@ def test_the_evaluator_computes_as_the_trainer_does(monkeypatch: pytest.MonkeyPa
         postprocessing=lambda item: item,
         device=CPU,
         amp=True,
+        window=None,
+        divisor=1,
         handlers=[],
     )
     evaluator.run()
     assert network.found == torch.bfloat16
     assert evaluator.state.output[0]["pred"].dtype == torch.float32
+
+
+def test_the_evaluator_uses_the_windows_that_masks_are_made_with() -> None:
+    network = Noting()
+    evaluator = build_evaluator(
+        network,
+        loader=loader(),
+        postprocessing=lambda item: item,
+        device=CPU,
+        amp=False,
+        window=(2, 4, 4),
+        divisor=1,
+        handlers=[],
+    )
+    evaluator.run()
+    assert network.sizes == {(2, 4, 4)}
+    assert evaluator.state.output[0]["pred"].shape == (2, 4, 4, 4)
 
 
 def test_half_precision_is_left_after_the_network() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import multiprocessing
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_cohort
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config import build_settings
 from pipeline.data.datalist import read_datalist
@@ -24,6 +26,7 @@ from pipeline.model.trained import load_model
 from pipeline.training import run as run_module
 from pipeline.training.progress import Progress
 from pipeline.training.run import METRICS, TrainingRun
+from pipeline.training.schedule import rate_factor
 from pipeline.training.start import train
 from pipeline.training.stored import stored_state
 
@@ -118,6 +121,38 @@ def test_a_run_leaves_everything(whole: Path) -> None:
     assert len(lines) == 3
     assert lines[0].startswith("epoch,iteration,learning_rate,training_loss,dice_mean,dice_WT")
     assert "background_article_dice" in lines[0]
+
+
+def test_the_rates_that_are_told_are_those_of_the_steps(whole: Path) -> None:
+    settings = build_settings(TINY).training
+    assert settings.warmup_fraction == 0
+    # A step after three iterations and at the end of an epoch: the epochs end with the second and
+    # the fourth.
+    expected = [
+        settings.learning_rate * rate_factor(step, schedule="cosine", num_steps=4, num_warmup=0)
+        for step in (1, 3)
+    ]
+    rows = csv.DictReader((whole / METRICS).read_text().splitlines())
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(expected)
+    events = EventAccumulator(str(whole / "tensorboard")).Reload()
+    first = events.Scalars("training/learning_rate")[0].value
+    assert first == pytest.approx(settings.learning_rate)
+
+
+def test_masks_of_a_validation_are_made_in_the_windows_of_the_run(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    build = run_module.build_evaluator
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        found.append((options["window"], options["divisor"]))
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(run_module, "build_evaluator", noting)
+    for name, window in (("windows", [8, 8, 8]), ("auto", "auto")):
+        runner(tmp_path / name, inference={"window": window})
+    assert found == [([8, 8, 8], 2), (None, 2)]
 
 
 # torch's compiler makes an instance of each autograd function that it traces.

@@ -71,6 +71,8 @@ def evaluate(
         postprocessing=to_own_grid,
         device=CPU,
         amp=True,  # without effect on the CPU
+        window=None,
+        divisor=1,
         handlers=[scores, *([StopWatch(stop)] if stop else [])],
     )
     evaluator.run()

@@ -22,6 +22,8 @@ from pipeline import train
 from pipeline.data import checking
 from pipeline.data.lock import LOCK_NAME, locked_folder
 from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model.trained import subject_digest
+from pipeline.training.run import TrainingRun
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -218,6 +220,14 @@ def test_settings_come_from_preset_then_file_then_assignments(cohort: Path, tmp_
     assert settings["seed"] == 7
 
 
+def test_a_finished_run_makes_masks_as_it_was_told(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cohort, tmp_path / "run") == 0
+    assert run(cohort, tmp_path / "run", "--resume", "--set=inference.flips=true") == 2
+    assert "inference.flips: False -> True" in capsys.readouterr().err
+
+
 def test_init_weights_from_a_checkpoint(cohort: Path, tmp_path: Path) -> None:
     assert run(cohort, tmp_path / "first") == 0
     frozen = "--set=training.learning_rate=1e-30"
@@ -227,6 +237,20 @@ def test_init_weights_from_a_checkpoint(cohort: Path, tmp_path: Path) -> None:
         load_checkpoint(tmp_path / name / "last.pt")["weights"] for name in ("first", "second")
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weights_bring_along_whom_they_have_seen(cohort: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(cohort, first) == 0
+    weights = f"--init-weights={first / 'best.pt'}"
+    assert run(cohort, second, "--fold=1", weights) == 0
+    seen, both = (load_checkpoint(each / "best.pt")["trained_on"] for each in (first, second))
+    assert set(seen) < set(both)
+    every = [f"case_{number:03d}" for number in range(4)]
+    assert set(both) == {subject_digest(case) for case in every}
+    # A resumed run does not forget.
+    assert run(cohort, second, "--fold=1", "--resume", "--set=training.max_epochs=2") == 0
+    assert load_checkpoint(second / "last.pt")["trained_on"] == both
 
 
 def test_init_weights_of_another_network_are_refused(
@@ -276,6 +300,32 @@ def test_init_weights_from_a_keras_file(cohort: Path, tmp_path: Path) -> None:
     weights = load_checkpoint(tmp_path / "run" / "last.pt")["weights"]
     first = next(value for name, value in weights.items() if name.endswith("weight"))
     assert torch.equal(first, torch.full_like(first, 0.01))
+    # Whom the article's network has seen, nobody can say.
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["trained_on"] is None
+
+
+def test_an_end_that_is_past_without_weights_is_refused(
+    cohort: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("--set=validation.every_epochs=null", "--set=training.max_epochs=3")
+    finish = TrainingRun._finish_epoch
+
+    def stop_after_two(self: TrainingRun) -> None:
+        finish(self)
+        if self.progress.num_epochs_done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_finish_epoch", stop_after_two)
+        assert run(cohort, tmp_path / "run", *options) == 75
+    shorter = "--set=training.max_epochs=2"
+    assert run(cohort, tmp_path / "run", *options[:1], "--resume", shorter) == 2
+    assert "has 2 epochs behind it, and keeps best.pt at its end only" in capsys.readouterr().err
+    assert run(cohort, tmp_path / "run", *options, "--resume") == 0
+    assert (tmp_path / "run" / "best.pt").exists()
 
 
 @pytest.mark.slow

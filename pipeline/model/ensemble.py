@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.errors import SettingsError
 from pipeline.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from pipeline.model.trained import united_digests
 from pipeline.model.values import unusable_model
 
 # What has to be the same for one network to hold all of them.
@@ -56,7 +57,7 @@ def save_ensemble(
         },
         **{key: first[key] for key in SHARED},
         "network": {**first["network"], "num_members": len(contents)},
-        "trained_on": _united([content.get("trained_on") for content in contents]),
+        "trained_on": united_digests([content.get("trained_on") for content in contents]),
         "settings": {**settings, "fold": None},
         "versions": first["versions"],
         "progress": {"counters": {"history": [row], "iteration": 0}},
@@ -75,11 +76,3 @@ def _require_alike(content: Mapping[str, Any], first: Mapping[str, Any], *, name
                 found=found,
                 remedy="Members of one ensemble must be trained with the same settings.",
             )
-
-
-def _united(lists: Sequence[Sequence[str] | None]) -> tuple[str, ...] | None:
-    """Return all digests of subjects; None where one of the members does not say."""
-    known = [digests for digests in lists if digests is not None]
-    if len(known) < len(lists):
-        return None
-    return tuple(sorted({digest for digests in known for digest in digests}))

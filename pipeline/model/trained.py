@@ -118,6 +118,14 @@ def subject_digest(subject: str) -> str:
     return hashlib.sha256(subject.encode()).hexdigest()[:NUM_DIGITS]
 
 
+def united_digests(lists: Sequence[Sequence[str] | None]) -> tuple[str, ...] | None:
+    """Return the digests of all subjects that weights come from; None where one is unknown."""
+    known = [digests for digests in lists if digests is not None]
+    if len(known) < len(lists):
+        return None
+    return tuple(sorted({digest for digests in known for digest in digests}))
+
+
 def load_model(path: Path) -> TrainedModel:
     """Read the model that `path` names: the folder of a run or of a crossval, which is an ensemble,
     a checkpoint, or an exported bundle.

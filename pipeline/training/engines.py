@@ -86,19 +86,24 @@ def build_evaluator(
     postprocessing: Callable[[dict[str, Any]], dict[str, Any]],
     device: torch.device,
     amp: bool,
+    window: Sequence[int] | None,
+    divisor: int,
     handlers: Sequence[object],
 ) -> SupervisedEvaluator:
     """Return the evaluator; its postprocessing takes each prediction to the case's own grid.
 
+    Each volume passes the network as where masks are made, in windows where `window` says so, but
+    once, without the mirrorings.
+
     What memory its volumes leave behind, of other sizes than those of training, is given back.
     """
+    inferer = VolumeInferer(window=window, divisor=divisor, content_only=True)
     evaluator = SupervisedEvaluator(
         device=device,
         val_data_loader=loader,
         network=network,
         prepare_batch=validation_batch,
-        # As masks are made.
-        inferer=Forward(half_precision(device, amp=amp), VolumeInferer(content_only=True)),  # type: ignore[arg-type]
+        inferer=Forward(half_precision(device, amp=amp), inferer),  # type: ignore[arg-type]
         postprocessing=postprocessing,  # type: ignore[arg-type]
         val_handlers=list(handlers),
     )

@@ -43,15 +43,22 @@ class Position:
 
 
 class LossWatch:
-    """Adds up the losses of the epoch, and ends the run before a NaN reaches the weights."""
+    """Adds up the losses of the epoch, and ends the run before a NaN reaches the weights.
+
+    It also keeps the rate that an iteration is made with: after it, the next one's is set.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: SupervisedTrainer) -> None:
         """Register with the trainer."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self._keep_rate)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+
+    def _keep_rate(self, engine: SupervisedTrainer) -> None:
+        self.progress.learning_rate = engine.optimizer.param_groups[0]["lr"]
 
     def _check(self, engine: Engine) -> None:
         loss = engine.state.output["loss"].item()

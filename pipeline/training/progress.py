@@ -12,13 +12,15 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Counters, the open epoch's losses, the best score, and one row for each finished epoch.
+    """Counters, the open epoch's losses, the last step's learning rate, the best score, and one row
+    for each finished epoch.
 
     `history` holds no clock times: two runs with the same seed write the same `metrics.csv`.
     """
 
     iteration: int = 0
     epoch_loss_sum: float = 0.0
+    learning_rate: float = 0.0
     best_score: float | None = None
     best_epoch: int | None = None
     history: list[dict[str, float | int | None]] = field(default_factory=list)

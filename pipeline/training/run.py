@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -47,14 +47,14 @@ class Model:
 
     `network` are the arguments of `build_network`, `preprocessing` those of `build_preprocessing`,
     `header` is the data list's, `regions` the class indices per region that follow from it,
-    `trained_on` the digests of the training subjects.
+    `trained_on` the digests of the subjects that the weights come from, None where one is unknown.
     """
 
     network: dict[str, Any]
     preprocessing: dict[str, Any]
     header: dict[str, Any]
     regions: dict[str, tuple[int, ...]]
-    trained_on: tuple[str, ...]
+    trained_on: Sequence[str] | None
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:
@@ -156,6 +156,7 @@ class TrainingRun:
         if self.data.validation is None:
             return None
         preprocessing = build_preprocessing(**self.model.preprocessing)
+        window = self.settings["inference"]["window"]
         return build_evaluator(
             self.kept_network,
             loader=self.data.validation,
@@ -164,6 +165,9 @@ class TrainingRun:
             ),
             device=self.device,
             amp=amp,
+            # "auto" is one pass where memory allows.
+            window=None if window == "auto" else window,
+            divisor=self.model.preprocessing["divisor"],
             handlers=[self.scores, StopWatch(self.stop)],
         )
 
@@ -242,7 +246,7 @@ class TrainingRun:
         self.board.add_iteration(
             engine.state.iteration,
             loss=engine.state.output["loss"].item(),
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            learning_rate=self.progress.learning_rate,
         )
         every = self.settings["checkpoint"]["every_iterations"]
         if every is not None and engine.state.iteration % every == 0:
@@ -254,7 +258,7 @@ class TrainingRun:
         row: dict[str, float | int | None] = {
             "epoch": epoch,
             "iteration": self.progress.iteration,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.progress.learning_rate,
             "training_loss": self.progress.epoch_loss_sum / len(self.data.training),
         }
         is_last = epoch == self.settings["training"]["max_epochs"]

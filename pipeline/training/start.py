@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.errors import DataError, Problem, SettingsError
 from pipeline.inference.memory import free_bytes
 from pipeline.model.checkpoint import load_checkpoint, require_same_modalities
 from pipeline.model.heap import keep_freed_memory
-from pipeline.model.trained import subject_digest
+from pipeline.model.trained import subject_digest, united_digests
 from pipeline.signals import StopRequest
 from pipeline.training.data import TrainingData, prepare_data
 from pipeline.training.keras_weights import load_keras_weights
@@ -82,8 +83,12 @@ def train(
     if state is not None:
         _require_same_data(state.content, datalist.header(), mark)
     model, network = _build_model(datalist, settings, training_cases)
-    if init_weights is not None and state is None:
-        load_weights(network, init_weights, header=datalist.header())
+    if state is not None:
+        # It may have begun with weights that had seen others.
+        model = replace(model, trained_on=state.content.get("trained_on"))
+    elif init_weights is not None:
+        before = load_weights(network, init_weights, header=datalist.header())
+        model = replace(model, trained_on=united_digests([model.trained_on, before]))
     foresight = Foresight(network, folder=folder, settings=settings, device=device)
     data = _cached_data(
         training_cases, validation_cases, model, settings, foresight, cache_dir=cache_dir
@@ -159,8 +164,13 @@ def _cached_data(
         )
 
 
-def load_weights(network: torch.nn.Module, path: Path, *, header: Mapping[str, Any]) -> None:
+def load_weights(
+    network: torch.nn.Module, path: Path, *, header: Mapping[str, Any]
+) -> Sequence[str] | None:
     """Fill `network` from a Keras file of the article or from a checkpoint of this project.
+
+    Returns:
+        The digests of the subjects that these weights were trained on; None if unknown.
 
     Raises:
         SettingsError: The file belongs to a network of another shape.
@@ -168,7 +178,7 @@ def load_weights(network: torch.nn.Module, path: Path, *, header: Mapping[str, A
     """
     if path.suffix.lower() in (".h5", ".hdf5", ".keras"):
         load_keras_weights(path, network)
-        return
+        return None
     content = load_checkpoint(path)
     require_same_modalities(header, content["header"])
     try:
@@ -178,6 +188,8 @@ def load_weights(network: torch.nn.Module, path: Path, *, header: Mapping[str, A
             f"--init-weights {path.name}: made by another network, {content['network']}. "
             "Choose its settings (--set network....)."
         ) from error
+    seen: Sequence[str] | None = content.get("trained_on")
+    return seen
 
 
 def _build_model(

@@ -45,12 +45,22 @@ def stored_state(folder: Path, *, resume: bool) -> StoredState | None:
 
 
 def finished_progress(
-    state: StoredState | None, *, max_epochs: int, early_stopping: int | None
+    state: StoredState | None, folder: Path, *, max_epochs: int, early_stopping: int | None
 ) -> Progress | None:
-    """Return how a run went whose state says that nothing is left to do, else None."""
+    """Return how a run went whose state says that nothing is left to do, else None.
+
+    Raises:
+        SettingsError: It is beyond `max_epochs`, and none of its weights were kept before.
+    """
     if state is None:
         return None
     progress = Progress.from_dict(state.content["progress"]["counters"])
     if not progress.is_finished(max_epochs=max_epochs, early_stopping=early_stopping):
         return None
+    if not (folder / BEST).exists():
+        raise SettingsError(
+            f"training.max_epochs: {folder.name} has {progress.num_epochs_done} epochs behind it, "
+            f"and keeps {BEST} at its end only; expected more than that, found {max_epochs}. Give "
+            "it more epochs."
+        )
     return progress
