@@ -25,7 +25,7 @@ from pipeline.errors import (
     RunStopped,
     SettingsError,
 )
-from pipeline.signals import Interrupted, raised_signals
+from pipeline.signals import Interrupted, heed_parent, raised_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -200,6 +200,7 @@ def run_verb(work: Callable[[argparse.Namespace], None], arguments: argparse.Nam
     """
     try:
         with raised_signals():
+            heed_parent()
             work(arguments)
             sys.stdout.flush()
     except (PipelineError, KeyboardInterrupt, MemoryError, OSError) as error:

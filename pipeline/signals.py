@@ -1,10 +1,15 @@
-"""Signals that ask a run to stop: the first is noted, a second one stops at once."""
+"""Signals that ask a run to stop: the first is noted, a second one stops at once.
+
+What `heed_parent` gets from the process that started this one never counts as a second.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
@@ -12,6 +17,10 @@ from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RESEND_S = 0.01
+PARENT_PIPE = "PIPELINE_PARENT_PIPE"  # in the environment: the descriptor of a pipe to read from
+GRACE_S = 0.5  # more than lies between a scheduler's signals to the processes of a job
+
+_first_has_come = False  # of the process, as its handlers are
 
 
 class Interrupted(KeyboardInterrupt):
@@ -23,6 +32,11 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal_name: str) -> None:
         super().__init__(signal_name)
         self.signal_name = signal_name
+
+
+def _note_first() -> None:
+    global _first_has_come
+    _first_has_come = True
 
 
 @contextmanager
@@ -49,6 +63,7 @@ def raised_signals() -> Iterator[None]:
             signal.signal(number, previous[number])
 
     def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        _note_first()
         restore()
         raise Interrupted(signal.Signals(number).name)
 
@@ -102,6 +117,7 @@ class StopRequest:
         self._restore()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        _note_first()
         self.signal_name = signal.Signals(number).name
         self._restore()
 
@@ -110,3 +126,24 @@ class StopRequest:
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def heed_parent() -> None:
+    """Let the process that started this one stop it, without making two requests of one.
+
+    Ctrl-C and many schedulers signal all processes of a job. A parent that passed its signal on as
+    one would ask twice then, and nobody would save a state. So it writes the number of the signal
+    into a pipe, and here it is sent only where none has come by itself. Where the parent is gone,
+    which closes the pipe, it is SIGTERM: nobody would use what goes on.
+    """
+    descriptor = os.environ.pop(PARENT_PIPE, None)
+    if descriptor is not None:
+        threading.Thread(target=_follow, args=(int(descriptor),), daemon=True).start()
+
+
+def _follow(descriptor: int) -> None:
+    told = os.read(descriptor, 1)
+    time.sleep(GRACE_S)
+    if not _first_has_come:
+        # One that has come, but waits for the end of a long operation in C, is the same number.
+        os.kill(os.getpid(), told[0] if told else signal.SIGTERM)

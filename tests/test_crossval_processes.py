@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,21 +25,24 @@ from pipeline.errors import (
 )
 from pipeline.signals import STOP_SIGNALS, Interrupted, raised_signals
 
+ROOT = Path(__file__).parents[1]
 SECONDS = 60  # more than any step takes on a busy machine
 
-# Notes each signal that asks it to stop; ends with 75 some time after the first.
+# Ends with 75 some time after the first request to stop, its state saved; a second one ends it at
+# once, without.
 PATIENT = """
-import signal, sys, time
+import sys, time
 from pathlib import Path
-noted = []
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-    signal.signal(number, lambda number, _: noted.append(signal.Signals(number).name))
-Path("ready").touch()
-while not noted:
-    time.sleep(0.01)
-time.sleep(0.3)
-Path("noted").write_text(" ".join(noted))
-sys.exit(75)
+from pipeline.signals import StopRequest, heed_parent, raised_signals
+with raised_signals():
+    heed_parent()
+    with StopRequest() as stop:
+        Path("ready").touch()
+        while not stop.requested:
+            time.sleep(0.01)
+        time.sleep(1.5)
+    Path("saved").write_text(stop.signal_name)
+    sys.exit(75)
 """
 STUBBORN = """
 import signal, time
@@ -55,11 +58,11 @@ def _python_for_verbs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The first argument of a command is Python to run, in the place of a verb."""
     monkeypatch.chdir(tmp_path)
 
-    def start(command: Command, *, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-I", "-c", *command.arguments]
-        return subprocess.Popen(words, env={**os.environ, **environment})
+    def command_line(command: Command) -> list[str]:
+        return [sys.executable, "-c", *command.arguments]
 
-    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(processes, "command_line", command_line)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 def job(*sources: str, what: str = "fold 3: training") -> Job:
@@ -127,39 +130,47 @@ def test_more_devices_than_jobs_are_no_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_is_passed_on_once_and_waited_for(
-    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "_came_from_the_terminal", lambda _: False)
+def test_a_signal_is_passed_on_once_and_waited_for(number: signal.Signals, tmp_path: Path) -> None:
     thread = send_when(tmp_path / "ready", number)
     with pytest.raises(RunStopped, match=f"stopped by {number.name}; .* Repeat the command"):
         run_jobs([job(PATIENT, append("next")), job(append("other"))], devices=["cpu"])
     thread.join()
-    assert (tmp_path / "noted").read_text() == number.name
+    assert (tmp_path / "saved").read_text() == number.name
     assert not (tmp_path / "told").exists()
 
 
-def test_a_ctrl_c_that_all_have_got_is_not_passed_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# A parent in a group of its own, with one patient child.
+PARENT = f"""
+from pipeline.crossvalidation import processes
+from pipeline.crossvalidation.processes import Command, run_jobs
+import sys
+processes.command_line = lambda command: [sys.executable, "-c", *command.arguments]
+run_jobs([lambda _: [Command("train", ({PATIENT!r},), "fold 3: training")]], devices=["cpu"])
+"""
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", PARENT], start_new_session=True) as process:
+        wait_for((tmp_path / "ready").exists)
+        yield process
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_that_all_have_got_counts_once(
+    number: signal.Signals, parent: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(processes, "_came_from_the_terminal", lambda number: number == 2)
-    sleep = "import time; open('ready', 'w'); time.sleep(0.5); open('slept', 'w')"
-    thread = send_when(tmp_path / "ready", signal.SIGINT)
-    with pytest.raises(RunStopped, match="stopped by SIGINT"):
-        run_jobs([job(sleep, append("next"))], devices=["cpu"])
-    thread.join()
-    assert (tmp_path / "slept").exists()
-    assert not (tmp_path / "told").exists()
+    os.killpg(parent.pid, number)
+    assert parent.wait(timeout=SECONDS) != 0
+    assert (tmp_path / "saved").read_text() == number.name
 
 
-def test_without_a_terminal_no_signal_came_from_one() -> None:
-    code = (
-        "import os, signal; os.setsid()\n"
-        "from pipeline.crossvalidation.processes import _came_from_the_terminal as came\n"
-        "assert not came(signal.SIGINT) and not came(signal.SIGTERM)"
-    )
-    root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+def test_a_killed_parent_leaves_nothing_running(
+    parent: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    parent.kill()
+    saved = tmp_path / "saved"
+    wait_for(lambda: saved.exists() and saved.read_text() == "SIGTERM")
 
 
 def test_a_second_signal_ends_what_does_not_end_by_itself(tmp_path: Path) -> None:
@@ -210,7 +221,7 @@ sys.exit(3)
 """
     with pytest.raises(DataError, match="ended as told above"):
         run_jobs([job(PATIENT), job(fail)], devices=["x", "y"])
-    assert (tmp_path / "noted").read_text() == "SIGTERM"
+    assert (tmp_path / "saved").read_text() == "SIGTERM"
 
 
 def test_a_command_is_a_verb_of_this_project(

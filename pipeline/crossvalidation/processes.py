@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from pipeline.cli import EXIT_CODES
 from pipeline.errors import PipelineError, ResourceError, RunStopped
-from pipeline.signals import StopRequest
+from pipeline.signals import PARENT_PIPE, StopRequest
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.05
@@ -40,8 +41,9 @@ def run_jobs(jobs: Sequence[Job], *, devices: Sequence[str]) -> None:
     """Run all jobs, as many at a time as there are devices, each command in its own process.
 
     A process ends with all the memory it took, and can have a GPU of its own. What it prints goes
-    where this process prints. A signal is passed on once, and waited for; a second one ends the
-    processes without their state. If one fails, the others are stopped with their state saved.
+    where this process prints. A signal is passed on, unless it has reached a process by itself, and
+    waited for; a second one ends the processes without their state. If one fails, or this process
+    is killed, the others are stopped with their state saved.
 
     Raises:
         RunStopped: A signal asked for it, here or in a process.
@@ -80,6 +82,7 @@ class _Lane:
     def __init__(self, commands: Iterator[Command], *, position: int | None) -> None:
         self._commands = commands
         self._current: tuple[Command, subprocess.Popen[bytes]] | None = None
+        self._pipe: int | None = None  # where the current process looks for requests to stop
         # Several progress bars have a line each.
         self._environment = {} if position is None else {"TQDM_POSITION": str(position)}
 
@@ -90,14 +93,25 @@ class _Lane:
             exit_code = process.poll()
             if exit_code is None:
                 return True
-            self._current = None
+            self._forget()
             _require_done(command, exit_code)
         following = next(self._commands, None)
         if following is None:
             return False
         LOG.info(following.what)
-        self._current = following, start(following, environment=self._environment)
+        reading, self._pipe = os.pipe()
+        try:
+            process = start(following, environment=self._environment, pipe=reading)
+        finally:
+            os.close(reading)
+        self._current = following, process
         return True
+
+    def pass_on(self, number: int) -> None:
+        """Ask the process to stop as `number` asked this one, if there is one (`heed_parent`)."""
+        if self._pipe is not None:
+            with suppress(BrokenPipeError):  # it has just ended
+                os.write(self._pipe, bytes([number]))
 
     def send(self, number: int) -> None:
         """Send a signal to the process, if there is one."""
@@ -108,43 +122,39 @@ class _Lane:
         """Wait for the process to end, if there is one."""
         while self._current is not None and self._current[1].poll() is None:
             time.sleep(POLL_S)
+        self._forget()
+
+    def _forget(self) -> None:
         self._current = None
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
 
 
-def start(command: Command, *, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a verb as a process of the same group, which a terminal's Ctrl-C reaches as well."""
+def start(command: Command, *, environment: dict[str, str], pipe: int) -> subprocess.Popen[bytes]:
+    """Start a verb, which reads requests to stop from `pipe`.
+
+    It is of the same group, so that whoever kills that leaves nothing behind.
+    """
     return subprocess.Popen(  # noqa: S603 - our own command line, without a shell
-        [sys.executable, "-m", f"pipeline.{command.verb}", *command.arguments],
-        env={**os.environ, **environment},
+        command_line(command),
+        env={**os.environ, **environment, PARENT_PIPE: str(pipe)},
+        pass_fds=(pipe,),
     )
 
 
+def command_line(command: Command) -> list[str]:
+    """Return the words that run a verb."""
+    return [sys.executable, "-m", f"pipeline.{command.verb}", *command.arguments]
+
+
 def _stop(lanes: Sequence[_Lane], name: str) -> None:
-    number = signal.Signals[name]
     LOG.info("%s: waiting for the state to be saved", name)
-    # Once more, it would mean "at once".
-    if not _came_from_the_terminal(number):
-        for lane in lanes:
-            lane.send(number)
+    for lane in lanes:
+        lane.pass_on(signal.Signals[name])
     for lane in lanes:
         lane.wait()
     raise RunStopped(f"stopped by {name}; what is finished is kept. {AGAIN}")
-
-
-def _came_from_the_terminal(number: int) -> bool:
-    """Whether the signal is Ctrl-C, which a terminal sends to all processes in its foreground."""
-    if number != signal.SIGINT:
-        return False
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(terminal)
 
 
 def _require_done(command: Command, exit_code: int) -> None:
