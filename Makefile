@@ -78,5 +78,6 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+# What the demonstration made. Other runs and models are yours: `make model` takes days to make one.
 clean:
-	rm -rf $(VENV) $(COHORT) runs
+	rm -rf $(VENV) $(COHORT) $(RUN)

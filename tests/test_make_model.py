@@ -1,4 +1,7 @@
-"""`make model`: from a data list to a bundle in one command, which can be repeated."""
+"""`make model`: from a data list to a bundle in one command, which can be repeated.
+
+And `make clean`, which must leave what that made.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +46,16 @@ def folder(tmp_path: Path) -> Path:
 def make_model(
     folder: Path, *variables: str, failing: str = ""
 ) -> subprocess.CompletedProcess[str]:
+    return make(folder, "model", *variables, failing=failing)
+
+
+def make(folder: Path, *words: str, failing: str = "") -> subprocess.CompletedProcess[str]:
     # The installation is taken for finished: it is not what is looked at.
-    command = ["make", "-f", str(MAKEFILE), "-o", ".venv/.installed", "model", "BIN=bin"]
+    command = ["make", "-f", str(MAKEFILE), "-o", ".venv/.installed", "BIN=bin"]
     kept = {key: os.environ[key] for key in os.environ if not key.startswith("MAKE")}
     environment = {**kept, "FAILING": failing}
     return subprocess.run(
-        [*command, *variables],
+        [*command, *words],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -110,6 +117,21 @@ def test_without_a_list_nothing_is_done(folder: Path) -> None:
     assert done.returncode == 2
     assert "make model LIST=path/to/datalist.json" in done.stderr
     assert asked(folder) == []
+
+
+@needs_make
+def test_clean_removes_the_demonstration_and_nothing_else(folder: Path) -> None:
+    kept = ["bundles/strong/README.md", "runs/quick/best.pt", "runs/strong/ensemble.pt"]
+    made = [".venv/.installed", "phantoms/datalist.json", "runs/phantom/best.pt"]
+    for name in (*kept, *made):
+        path = folder / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert make(folder, "clean").returncode == 0
+    left = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    assert left == kept
+    assert [path.name for path in folder.iterdir() if path.name in (".venv", "phantoms")] == []
+    assert not (folder / "runs" / "phantom").exists()
 
 
 @pytest.mark.slow
