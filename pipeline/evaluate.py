@@ -56,12 +56,18 @@ def work(arguments: argparse.Namespace) -> None:
     from pipeline.data.datalist import read_datalist
     from pipeline.data.files import require_writable
     from pipeline.evaluation.pairs import find_pairs, select_cases
-    from pipeline.evaluation.result_files import make_folder, require_folder_name, write_report
+    from pipeline.evaluation.result_files import (
+        make_folder,
+        require_folder_name,
+        require_own_folder,
+        write_report,
+    )
     from pipeline.evaluation.scoring import check_pairs, default_num_workers
 
     out = arguments.output_dir
     require_folder_name(out)
     require_writable(out)
+    require_own_folder(out)
     datalist = read_datalist(arguments.list, allow_outside_root=arguments.allow_outside_root)
     selection = select_cases(datalist, fold=arguments.fold, ids=arguments.cases)
     folders = [folder for folder in (arguments.predictions, arguments.against) if folder]

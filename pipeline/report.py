@@ -20,6 +20,7 @@ from pipeline.cli import console, main_of, new_parser
 
 if TYPE_CHECKING:
     from pipeline.reporting.build import Contents
+    from pipeline.reporting.sources import Source
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,14 +54,19 @@ def work(arguments: argparse.Namespace) -> None:
     from pipeline.data.files import require_writable
     from pipeline.errors import SettingsError
     from pipeline.reporting.build import case_views, document_of, write_html
-    from pipeline.reporting.files import CaseFiles, announce
+    from pipeline.reporting.files import CaseFiles, announce, require_own_folder
+    from pipeline.reporting.sources import find_source
 
     path = arguments.output
     if path.suffix.lower() != ".html" or path.is_dir():
         raise SettingsError(f"-o {path}: expected the name of an .html file.")
     require_writable(path.parent)
-    contents = _contents(arguments)
-    folder = None if arguments.html_only else path.with_suffix("")
+    source = find_source(arguments.source)
+    # Without masks there is nothing to put into it.
+    folder = None if arguments.html_only or source.masks is None else path.with_suffix("")
+    if folder is not None:
+        require_own_folder(folder)
+    contents = _contents(source, arguments)
     screen = console()
     screen.print(announce(contents, path=path, folder=folder), markup=False)
     files = CaseFiles(contents, folder=folder)
@@ -70,19 +76,18 @@ def work(arguments: argparse.Namespace) -> None:
     )
     files.finish()
     screen.print(f"Report: {path} ({num_bytes / 1e6:.1f} MB): open it in a browser.", markup=False)
-    if folder is not None and contents.cases:
+    if folder is not None:
         screen.print(f"Files:  {folder}", markup=False)
 
 
-def _contents(arguments: argparse.Namespace) -> Contents:
+def _contents(source: Source, arguments: argparse.Namespace) -> Contents:
     from pipeline.data.checking import check_visibly
     from pipeline.data.datalist import read_datalist
     from pipeline.errors import SettingsError
     from pipeline.reporting.build import Contents
     from pipeline.reporting.overview import calibration_chart, charts_of, scored
-    from pipeline.reporting.sources import cases_of, find_source
+    from pipeline.reporting.sources import cases_of
 
-    source = find_source(arguments.source)
     if source.masks is None:
         charts, warnings = charts_of(source, None), [source.without_cases]
         return Contents(source, "", (), {}, {}, (), None, charts, warnings, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.cli import ExitCode
 from pipeline.data.datalist import read_datalist
 from pipeline.errors import ResourceError
 from pipeline.evaluation.result_files import make_folder
+from pipeline.training.start import SETTINGS
 
 KINDS = ("perfect", "empty", "shifted", "perfect")
 # The last bits of a quotient in float64.
@@ -272,6 +274,51 @@ def test_results_are_replaced(cohort: Path) -> None:
     assert run(cohort) == ExitCode.DONE
     assert run(cohort, "--fold", "0") == ExitCode.DONE
     assert summary(cohort)["num_cases"] == 2
+
+
+def test_results_are_replaced_though_some_are_missing(cohort: Path) -> None:
+    """As an interruption leaves them: the summary gets its name before the others."""
+    assert run(cohort) == ExitCode.DONE
+    (cohort.parent / "out" / "cases.csv").unlink()
+    assert run(cohort, "--fold", "0") == ExitCode.DONE
+    assert len(rows(cohort.parent / "out" / "cases.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        (SETTINGS, "{}", r"a run \(settings.json\)"),
+        ("summary.json", '{"best": null, "last": null, "epochs": 4}', "summary.json"),
+        ("summary.json", "[]", "summary.json"),
+        ("summary.json", "not JSON", "summary.json"),
+        ("cases.csv", "patient\n", "cases.csv"),
+        ("comparison.json", "{}", "comparison.json"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(
+    cohort: Path, capsys: Captured, name: str, content: str, found: str
+) -> None:
+    path = cohort.parent / "out" / name
+    path.parent.mkdir()
+    path.write_text(content)
+    assert run(cohort) == ExitCode.SETTINGS
+    expected = rf"out: expected a folder of its own for the results.*; found {found}, of something"
+    assert re.search(expected, capsys.readouterr().err)
+    assert [path.name for path in path.parent.iterdir()] == [name]
+    assert path.read_text() == content
+
+
+def test_scores_of_a_run_that_was_scored_already_are_not_put_into_it(cohort: Path) -> None:
+    assert run(cohort) == ExitCode.DONE
+    (cohort.parent / "out" / SETTINGS).write_text("{}")
+    assert run(cohort) == ExitCode.SETTINGS
+
+
+def test_other_files_beside_the_results_do_not_matter(cohort: Path) -> None:
+    """Masks and scores may lie in one folder."""
+    arguments = [str(cohort.parent / "masks"), str(cohort), "-o", str(cohort.parent / "masks")]
+    assert evaluate.main(arguments) == ExitCode.DONE
+    assert evaluate.main(arguments) == ExitCode.DONE
 
 
 def test_no_such_predictions(cohort: Path, capsys: Captured) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,28 @@ def test_a_reference_that_is_not_there_is_left_to_the_reader(case: Case, tmp_pat
     assert case.label is not None
     case.label.unlink()
     assert len(find_pairs(tmp_path / "out", [case])) == 1
+
+
+# Nothing is closed to root. Too long a name is an error that, as that of a closed folder,
+# `Path.exists` and `Path.is_dir` of Python 3.11 raise.
+CLOSED = "x" * 300
+
+
+def test_a_reference_in_a_closed_folder_is_left_to_the_reader(case: Case, tmp_path: Path) -> None:
+    write_prediction(tmp_path / "out", case.id)
+    closed = replace(case, label=tmp_path / CLOSED / "seg.nii.gz")
+    (pair,) = find_pairs(tmp_path / "out", [closed])
+    assert pair.reference == closed.label
+
+
+def test_predictions_in_a_closed_folder(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match="expected a folder of predictions"):
+        find_pairs(tmp_path / CLOSED / "out", [case])
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(SettingsError, match=r"cannot be entered\. Check its permissions"):
+        find_pairs(tmp_path, [case])
 
 
 def test_a_folder_that_is_not_there(case: Case, tmp_path: Path) -> None:

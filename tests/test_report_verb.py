@@ -28,8 +28,10 @@ from conftest import (
 )
 from PIL import Image
 
+from pipeline.cli import ExitCode
 from pipeline.report import main
 from pipeline.reporting import document
+from pipeline.reporting.files import CaseFiles
 from pipeline.reporting.volumes import crop_of, exact, picture, viewer_payload
 from pipeline.training.run import METRICS
 from pipeline.training.start import SETTINGS
@@ -163,6 +165,73 @@ def test_meshes_of_an_earlier_mask_go(cohort: Path, tmp_path: Path) -> None:
     found = sorted(path.name for path in folder.glob("*.stl"))
     assert found == ["TC.stl", "WT.stl"]
     assert (folder / "truth" / "ET.stl").exists()
+
+
+def test_meshes_that_are_not_the_reports_stay(cohort: Path, tmp_path: Path) -> None:
+    """Within a report's own folder too: somebody saved a plan beside its meshes."""
+    masks, out = tmp_path / "masks", tmp_path / "report.html"
+    assert report(masks, cohort, "--cases", "case_0", out=out) == 0
+    plans = [tmp_path / "report" / "case_0" / name for name in ("plan.stl", "truth/plan.stl")]
+    for plan in plans:
+        plan.write_bytes(b"mine")
+    assert report(masks, cohort, "--cases", "case_0", out=out) == 0
+    assert [plan.read_bytes() for plan in plans] == [b"mine", b"mine"]
+
+
+@pytest.mark.parametrize("name", ["case_0/plan.stl", "lesions.csv"])
+def test_a_folder_that_no_report_made_is_refused(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    other = tmp_path / "report" / name
+    other.parent.mkdir(parents=True)
+    other.write_text("case,volume\n")
+    assert report(tmp_path / "masks", cohort, out=tmp_path / "report.html") == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'report'}: expected no such folder, an empty one, or that of" in error
+    assert f"found {name.partition('/')[0]}. Choose another name" in error
+    assert [path for path in (tmp_path / "report").rglob("*") if path.is_file()] == [other]
+    assert other.read_text() == "case,volume\n"
+    assert not (tmp_path / "report.html").exists()
+    assert report(tmp_path / "masks", cohort, "--html-only", out=tmp_path / "report.html") == 0
+
+
+def test_an_empty_folder_is_taken(cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    options = ("--cases", "case_0")
+    assert report(tmp_path / "masks", cohort, *options, out=tmp_path / "report.html") == 0
+    assert (tmp_path / "report" / "case_0" / "WT.stl").exists()
+
+
+def test_a_folder_that_cannot_be_read(
+    cohort: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By patching, because nothing is forbidden to root."""
+    (tmp_path / "report").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert report(tmp_path / "masks", cohort, out=tmp_path / "report.html") == 4
+    assert "report: cannot be read: Permission denied" in capsys.readouterr().err
+
+
+def test_a_report_that_was_interrupted_is_made_again(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: CaseFiles, content: object) -> None:
+        raise KeyboardInterrupt
+
+    masks, out = tmp_path / "masks", tmp_path / "report.html"
+    with monkeypatch.context() as patched:
+        patched.setattr(CaseFiles, "of_case", interrupted)
+        assert report(masks, cohort, "--cases", "case_0", out=out) == ExitCode.RESUMABLE
+    assert not out.exists()
+    assert report(masks, cohort, "--cases", "case_0", out=out) == 0
+    assert len((tmp_path / "report" / "lesions.csv").read_text().splitlines()) > 1
 
 
 def test_names_do_nothing(cohort: Path, tmp_path: Path) -> None:

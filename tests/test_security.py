@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -349,10 +350,14 @@ def test_links_planted_under_every_name_that_an_evaluation_writes(
     assert evaluate.main(list(map(str, [*words, tmp_path / "honest"]))) == 0
     names = sorted(path.name for path in (tmp_path / "honest").iterdir())
     assert len(names) == 5
-    held = plant(tmp_path / "out", names, tmp_path / "victims")
-    assert evaluate.main(list(map(str, [*words, tmp_path / "out"]))) == 0
+    out = tmp_path / "out"
+    held = plant(out, names, tmp_path / "victims")
+    assert evaluate.main(list(map(str, [*words, out]))) == 2  # nothing of ours is there
+    (out / "summary.json").unlink()
+    shutil.copy(tmp_path / "honest" / "summary.json", out)
+    assert evaluate.main(list(map(str, [*words, out]))) == 0
     assert {path: path.read_bytes() for path in held} == held
-    assert not any((tmp_path / "out" / name).is_symlink() for name in names)
+    assert not any((out / name).is_symlink() for name in names)
 
 
 def test_a_pipe_in_place_of_the_log_does_not_hold_it_up(

@@ -1,7 +1,11 @@
-"""Which prediction belongs to which case: the choice of cases, and the files in a folder."""
+"""Which prediction belongs to which case: the choice of cases, and the files in a folder.
+
+By `os.path`, because `Path.exists` and the like raise where a folder cannot be entered.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,11 +71,13 @@ def find_pairs(folder: Path, cases: Sequence[Case]) -> list[Pair]:
     """Return the files of each case's prediction in `folder`, in the order of the cases.
 
     Raises:
-        SettingsError: `folder` is not a folder.
+        SettingsError: `folder` is not a folder, or cannot be entered.
         DataError: Cases have no reference, no prediction, or two; it lists all of them.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112
         raise SettingsError(f"{folder}: expected a folder of predictions; found no such folder.")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise SettingsError(f"{folder}: cannot be entered. Check its permissions.")
     folder = folder.resolve()  # so that messages can name it even if it is given as "."
     found = [_pair_of(case, folder) for case in cases]
     problems = [item for item in found if isinstance(item, Problem)]
@@ -83,7 +89,7 @@ def find_pairs(folder: Path, cases: Sequence[Case]) -> list[Pair]:
 def _pair_of(case: Case, folder: Path) -> Pair | Problem:
     """Return the pair of `case`, or what is wrong: exactly one mask is right."""
     names = [f"{case.id}{suffix}" for suffix in (MASK_SUFFIX, OTHER_MASK_SUFFIX)]
-    masks = [folder / name for name in names if (folder / name).is_file()]
+    masks = [folder / name for name in names if os.path.isfile(folder / name)]  # noqa: PTH113
     fault = partial(Problem, case=case.id, file="")
     if case.label is None:
         return fault(
@@ -101,7 +107,7 @@ def _pair_of(case: Case, folder: Path) -> Pair | Problem:
             if masks
             else f"Predict the case; none is left out silently. {CHOICE_REMEDY}",
         )
-    if case.label.exists() and masks[0].samefile(case.label):
+    if os.path.exists(case.label) and masks[0].samefile(case.label):  # noqa: PTH110
         return fault(
             kind="prediction-is-reference",
             expected=f"a prediction in {folder.name}",
@@ -113,6 +119,6 @@ def _pair_of(case: Case, folder: Path) -> Pair | Problem:
         case=case,
         reference=case.label,
         mask=masks[0],
-        probabilities=probabilities if probabilities.is_file() else None,
+        probabilities=probabilities if os.path.isfile(probabilities) else None,  # noqa: PTH113
         provenance=record_path(folder, case.id),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,45 @@ from pipeline.evaluation.tables import result_grids
 
 CASES, SUMMARY, MARKDOWN = "cases.csv", "summary.json", "summary.md"
 COMPARISON_CASES, COMPARISON = "comparison.csv", "comparison.json"
+RESULTS = (CASES, SUMMARY, MARKDOWN, COMPARISON_CASES, COMPARISON)
+# Every folder of a training or a cross-validation has it from its start. The module that writes it
+# (`pipeline.training.start`) lies above this one.
+RUN_SETTINGS = "settings.json"
 
 
 def require_folder_name(folder: Path) -> None:
     """Raise SettingsError if something else than a folder is at `folder`."""
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{folder}: expected a folder for the results; found a file.")
+
+
+def require_own_folder(folder: Path) -> None:
+    """Refuse a folder whose files an evaluation would replace, though none has made them.
+
+    Raises:
+        SettingsError: A run is in it, or a file of `RESULTS` that is not of an evaluation.
+    """
+    if (folder / RUN_SETTINGS).exists():
+        found = f"a run ({RUN_SETTINGS})"
+    elif _is_evaluation(folder / SUMMARY):
+        return
+    else:
+        found = ", ".join(name for name in RESULTS if (folder / name).exists())
+    if found:
+        raise SettingsError(
+            f"{folder}: expected a folder of its own for the results, new or of an earlier "
+            f"evaluation; found {found}, of something else. Choose another folder for -o, for "
+            f"example {folder / 'scores'}."
+        )
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Tell whether a file is the summary that `write_report` writes."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.keys() >= {"predictions", "summary", "columns"}
 
 
 def make_folder(folder: Path) -> None:
@@ -42,8 +76,9 @@ def write_report(folder: Path, report: Report) -> list[Path]:
     """Write `cases.csv`, `summary.json` and `summary.md` into `folder`; return their paths."""
     rows = [case_row(result) for result in report.results]
     contents = {
-        CASES: csv_bytes(rows),
+        # First, because the folder is known by it (`require_own_folder`) if this is interrupted.
         SUMMARY: json_bytes(report_document(report)),
+        CASES: csv_bytes(rows),
         MARKDOWN: _markdown(report).encode(),
     }
     return _written(folder, contents)
@@ -62,7 +97,7 @@ def write_comparison(
 
 def _written(folder: Path, contents: dict[str, bytes]) -> list[Path]:
     replace_files(folder, contents)
-    return [folder / name for name in contents]
+    return [folder / name for name in sorted(contents)]
 
 
 def csv_bytes(rows: Sequence[dict[str, Any]]) -> bytes:

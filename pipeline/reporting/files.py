@@ -11,13 +11,14 @@ from tqdm import tqdm
 
 from pipeline.data.files import replace_file, require_writable
 from pipeline.data.slices import Scan
+from pipeline.errors import ResourceError, SettingsError
 from pipeline.reporting.animation import animation
 from pipeline.reporting.build import Contents
 from pipeline.reporting.case_content import CaseContent
 from pipeline.reporting.document import CaseView
 from pipeline.reporting.figures import overview_figure, panel_figure
-from pipeline.reporting.lesion_table import LesionRow, lesion_csv, lesion_rows
-from pipeline.reporting.meshes import GLB, mesh_files
+from pipeline.reporting.lesion_table import LesionRow, is_lesion_csv, lesion_csv, lesion_rows
+from pipeline.reporting.meshes import mesh_files, mesh_names
 from pipeline.reporting.volumes import WEBP_QUALITY
 
 OVERVIEW, PANEL, PLANES, LESIONS = "overview.png", "slices.png", "planes.gif", "lesions.csv"
@@ -30,16 +31,43 @@ FILE_BYTES_PER_CASE = 17e6
 MEMORY_BYTES = 2.0e9
 
 
+def require_own_folder(folder: Path) -> None:
+    """Refuse a folder that no report made: files of the same names would be replaced in it.
+
+    Raises:
+        SettingsError: Something is in it, and not the table that each report begins with.
+        ResourceError: It cannot be told what is in it.
+    """
+    if not folder.is_dir() or is_lesion_csv(folder / LESIONS):
+        return
+    try:
+        found = min((path.name for path in folder.iterdir()), default=None)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be read: {error.strerror}.") from error
+    if found is not None:
+        raise SettingsError(
+            f"{folder}: expected no such folder, an empty one, or that of an earlier report (with "
+            f"its {LESIONS}) for the files beside the report; found {found}. Choose another name "
+            "for -o, move the folder away, or leave the files out with --html-only."
+        )
+
+
 class CaseFiles:
-    """Makes the picture of each case, and its files where there is a folder for them."""
+    """Makes the picture of each case, and its files where there is a folder for them.
+
+    The folder is made with an empty table of lesions, by which a later report knows it as one of
+    its own (`require_own_folder`), even if this one is killed.
+    """
 
     def __init__(self, contents: Contents, *, folder: Path | None) -> None:
         self.contents = contents
-        self.folder = folder if contents.cases else None
+        self.folder = folder
         self.lesions: list[LesionRow] = []
         if self.folder is not None:
             require_writable(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / LESIONS).exists():
+                self.finish()
 
     def of_case(self, content: CaseContent) -> tuple[tuple[str, bytes] | None, str]:
         """Write the files of a case; return its picture for the report, and what it shows."""
@@ -78,10 +106,10 @@ class CaseFiles:
                 regions=self.contents.regions,
                 folder=places[source],
             )
-            # Of a region that an earlier mask had.
-            for path in [*places[source].glob("*.stl"), *places[source].glob(GLB)]:
+            # Of a region that an earlier mask had. Other meshes are not ours.
+            for path in (places[source] / name for name in mesh_names(self.contents.regions)):
                 if path not in (*written.stl.values(), written.glb):
-                    path.unlink()
+                    path.unlink(missing_ok=True)
 
     def counted(self, cases: Iterator[CaseView]) -> Iterator[CaseView]:
         """Yield `cases` behind a progress bar."""

@@ -12,6 +12,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,16 @@ def lesion_rows(
         if any(mask.any() for mask in masks.values()):
             rows += _region_rows(masks, case=case, region=region, affine=affine)
     return rows
+
+
+def is_lesion_csv(path: Path) -> bool:
+    """Tell whether a file begins as `lesion_csv` does: with the names of its columns."""
+    header = lesion_csv([])
+    try:
+        with path.open("rb") as file:
+            return file.read(len(header)) == header
+    except OSError:
+        return False
 
 
 def lesion_csv(rows: Iterable[LesionRow]) -> bytes:

@@ -135,6 +135,11 @@ def mesh_files(
     return MeshFiles({region: folder / name for region, name in stl.items()}, folder / GLB)
 
 
+def mesh_names(regions: Iterable[str]) -> list[str]:
+    """Return the names of all files that `mesh_files` may write, whatever the mask."""
+    return [GLB, *(f"{name}.stl" for name in _safe_names(regions).values())]
+
+
 def colour_class(region: str, *, regions: Regions) -> int:
     """Return the class whose colour a region's surface takes.
 
