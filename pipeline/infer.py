@@ -20,6 +20,7 @@ from pipeline.cli import console, main_of, new_parser, open_log
 
 if TYPE_CHECKING:
     from pipeline.data.datalist import Case, DataList
+    from pipeline.errors import Problem
     from pipeline.inference.session import Outcome
     from pipeline.model.trained import TrainedModel
 
@@ -143,28 +144,33 @@ def work(arguments: argparse.Namespace) -> None:
     settings = build_inference_settings(default_inference(models, said=said) | said)
     datalist = _datalist(arguments)
     labels = _labels(models[0], datalist)
-    cases = _cases(arguments, models[0], datalist)
+    cases, unusable = _cases(arguments, models[0], datalist)
     _segment(
         arguments,
         cases,
+        unusable,
         models=models,
         labels=labels,
         settings=settings.model_dump(mode="json"),
         device=device,
         memory=memory,
+        subjects_known=datalist is not None,
     )
 
 
 def _segment(
     arguments: argparse.Namespace,
     cases: Sequence[Case],
+    unusable: Sequence[Problem],
     *,
     models: Sequence[TrainedModel],
     labels: dict[str, int],
     settings: dict[str, Any],
     device: Any,
     memory: str,
+    subjects_known: bool,
 ) -> None:
+    """Segment `cases`, and raise DataError with `unusable` and what was wrong with any of them."""
     from pipeline.data.files import sweep_temporaries
     from pipeline.data.lock import locked_folder
     from pipeline.errors import DataError
@@ -185,16 +191,20 @@ def _segment(
             labels=labels,
             device=device,
             num_cases=len(cases),
+            subjects_known=subjects_known,
         )
         claim_folder(folder, segmenter.request(), overwrite=arguments.overwrite)
         write_label_files(folder, labels)
         announce(segmenter, cases)
+        for problem in unusable:
+            LOG.error("not segmented: %s", problem)
         outcome = segment_cases(cases, segmenter=segmenter, stop=stop)
     _conclude(outcome, folder)
-    if outcome.problems:
-        verdict = f"{len(cases) - len(outcome.records)} of {len(cases)} cases have no mask:"
-        lines = [verdict, *map(str, outcome.problems)]
-        raise DataError("\n".join(lines), outcome.problems)
+    problems = [*unusable, *outcome.problems]
+    if problems:
+        num_cases = len(cases) + len({problem.case for problem in unusable})
+        verdict = f"{num_cases - len(outcome.records)} of {num_cases} cases have no mask:"
+        raise DataError("\n".join([verdict, *map(str, problems)]), problems)
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -271,10 +281,11 @@ def _labels(model: TrainedModel, datalist: DataList | None) -> dict[str, int]:
 
 def _cases(
     arguments: argparse.Namespace, model: TrainedModel, datalist: DataList | None
-) -> tuple[Case, ...]:
+) -> tuple[tuple[Case, ...], tuple[Problem, ...]]:
+    """Return the cases to segment, and what is wrong with those in folders that cannot be."""
     from pipeline.data.case_inputs import case_of_files, cases_of_folders
     from pipeline.data.selection import chosen_cases
-    from pipeline.errors import SettingsError
+    from pipeline.errors import DataError, SettingsError
 
     files = {name: getattr(arguments, name) for name in MODALITIES if getattr(arguments, name)}
     if bool(files) == bool(arguments.inputs):
@@ -283,11 +294,14 @@ def _cases(
             f"(--{' --'.join(MODALITIES)}); found {'both' if files else 'none of them'}."
         )
     if datalist is not None:
-        return chosen_cases(datalist, fold=arguments.fold, ids=arguments.cases)
+        return chosen_cases(datalist, fold=arguments.fold, ids=arguments.cases), ()
     modalities = model.header["modality"]
     if files:
-        return (case_of_files(files, modalities=modalities, case_id=arguments.case_id),)
-    return cases_of_folders(arguments.inputs, modalities=modalities)
+        return (case_of_files(files, modalities=modalities, case_id=arguments.case_id),), ()
+    cases, unusable = cases_of_folders(arguments.inputs, modalities=modalities)
+    if not cases:
+        raise DataError.of(*unusable)
+    return cases, unusable
 
 
 def _conclude(outcome: Outcome, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """python -m pipeline.make_datalist ROOT -o ROOT/datalist.json [--folds 5] [--seed 0]
 
-Find the cases of BraTS 2018 to 2024 in the folder ROOT and write the data list that the other
+Find the cases of BraTS 2018 to 2023 in the folder ROOT and write the data list that the other
 verbs take. Labelled cases are dealt into folds by subject, unlabelled ones become the testing
 section. Each mask is read, to see whether it calls the enhancing tumour 4 or 3. The same folder
 and seed give the same file, byte for byte.

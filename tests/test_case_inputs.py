@@ -9,7 +9,7 @@ import pytest
 from conftest import MODALITIES, SHAPE, make_case, save_nifti
 from image_files import phantom, save_dicom, save_itk
 
-from pipeline.data.case_inputs import case_of_files, cases_of_folder
+from pipeline.data.case_inputs import case_of_files, cases_of_folder, cases_of_folders
 from pipeline.data.datalist import Case
 from pipeline.data.loading import LoadCase
 from pipeline.data.naming import CASE_ID, safe_case_id
@@ -168,6 +168,29 @@ def test_a_series_that_cannot_be_entered(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "iterdir", refuse)
     (problem,) = problems_of_folder(tmp_path)
     assert (problem.kind, problem.found) == ("unreadable-file", "Permission denied")
+
+
+def test_the_other_cases_of_several_folders_and_trees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for case in ("tree/A", "tree/B", "more/C", "more/D", "again/c", "closed/E"):
+        touch(*(tmp_path / case / f"{name}.nii" for name in MODALITIES))
+    (tmp_path / "tree" / "B" / "t2.nii").unlink()
+    (tmp_path / "closed" / "T2").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    folders = [tmp_path / name for name in ("tree", "more", "again", "closed", "none")]
+    cases, problems = cases_of_folders(folders, modalities=MODALITIES)
+    assert [case.id for case in cases] == ["A", "D"]
+    assert [(problem.case, problem.kind) for problem in problems] == [
+        ("B", "incomplete-case"),
+        ("closed", "unreadable-file"),
+        ("none", "missing-folder"),
+        ("c", "duplicate-case"),
+    ]
 
 
 # Files

@@ -99,6 +99,21 @@ def test_a_missing_file_does_not_stop_the_count(
     assert "tests: 1 cases, 5 files" in capsys.readouterr().out
 
 
+def test_a_closed_folder_is_a_problem_of_its_case(
+    cohort_factory: CohortFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too long a name stands for it, as nothing is closed to root: Path.is_dir raises on both."""
+    path = cohort_factory(num_cases=2, num_folds=None)
+    document = json.loads(path.read_text())
+    document["training"][0]["t1"] = f"{'x' * 300}/t1.nii.gz"
+    path.write_text(json.dumps(document))
+    assert run(path) == ExitCode.DATA
+    captured = capsys.readouterr()
+    assert "tests: 2 cases, 10 files" in captured.out
+    assert "unreadable-file" in captured.out
+    assert "2 cases: 1 errors, 0 warnings" in captured.err
+
+
 def test_brackets_in_an_id_are_shown_as_they_are(
     cohort_factory: CohortFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

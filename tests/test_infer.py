@@ -26,7 +26,7 @@ from conftest import (
     write_datalist,
 )
 from image_files import save_dicom, save_itk, save_nifti_twin
-from models import HEADER, save_model
+from models import HEADER, UNET, save_model
 
 from pipeline.data.phantom import make_phantom
 from pipeline.infer import main
@@ -189,6 +189,81 @@ def test_a_bad_case_does_not_keep_the_others_from_their_masks(
     assert "2 of 3 cases have no mask" in message
     assert "case_001, case_001_t2.nii.gz: checksum" in message
     assert "case_002, case_002_t1.nii.gz: missing-file" in message
+
+
+def test_an_image_that_cannot_be_read_does_not_stop_the_others(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An input/output error stands for a forbidden file: nothing is forbidden to root."""
+    image = cohort.parent / "case_000" / "case_000_t2.nii.gz"
+    image.unlink()
+    image.symlink_to("/proc/self/mem")
+    out = tmp_path / "out"
+    assert infer(cohort, "--allow-outside-root", model=model, out=out) == 3
+    assert masks_in(out) == ["case_001_seg.nii.gz", "case_002_seg.nii.gz"]
+    message = capsys.readouterr().err
+    assert "1 of 3 cases have no mask" in message
+    assert "case_000, case_000_t2.nii.gz: unreadable-file: expected a file that can" in message
+
+
+def test_a_brain_of_two_voxels_does_not_stop_the_others(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(
+        tmp_path / "run", network={**UNET, "norm": "instance"}, preprocessing={"brain_box": True}
+    )
+    volume = np.zeros((12, 14, 10), dtype=np.int16)
+    volume[5, 6, 7:9] = 100, 50  # not one intensity alone, which would be told as such
+    for name in MODALITIES:
+        save_nifti(cohort.parent / "case_000" / f"case_000_{name}.nii.gz", volume, AFFINE)
+    out = tmp_path / "out"
+    assert infer(cohort, model=model, out=out) == 3
+    assert masks_in(out) == ["case_001_seg.nii.gz", "case_002_seg.nii.gz"]
+    message = capsys.readouterr().err
+    assert "case_000: too-small: expected more than 2 voxels along an axis" in message
+
+
+def test_an_incomplete_case_in_a_tree_does_not_stop_the_others(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cohort.parent / "case_001" / "case_001_t2.nii.gz").unlink()
+    out, nowhere = tmp_path / "out", tmp_path / "nowhere"
+    assert infer(cohort.parent, nowhere, model=model, out=out) == 3
+    assert masks_in(out) == ["case_000_seg.nii.gz", "case_002_seg.nii.gz"]
+    message = capsys.readouterr().err
+    assert "2 of 4 cases have no mask" in message
+    assert "case_001: incomplete-case: expected a file for each of flair" in message.replace(
+        f", {cohort.parent / 'case_001'}", ""
+    )
+    assert "missing-folder" in message
+    assert "not segmented: case_001" in (out / "log.txt").read_text()
+
+
+def test_folders_without_any_case_leave_no_output(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert infer(tmp_path / "empty", model=model, out=tmp_path / "out") == 3
+    assert "no-case" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_constant_modality_is_warned_of_and_noted(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model(tmp_path / "run", preprocessing={"normalization": "zscore"})
+    path = cohort.parent / "case_001" / "case_001_t1ce.nii.gz"
+    save_nifti(path, np.zeros((12, 14, 10), dtype=np.int16), AFFINE)
+    out = tmp_path / "out"
+    assert infer(cohort, model=model, out=out) == 0
+    (warning,) = record_of(out, "case_001")["warnings"]
+    assert warning.startswith(
+        "case_001, case_001_t1ce.nii.gz: constant-image: expected more than one intensity in t1ce; "
+        "found 0 in every voxel."
+    )
+    assert capsys.readouterr().out.count(warning) == 1
+    assert f"WARNING {warning}" in (out / "log.txt").read_text()
+    assert record_of(out, "case_000")["warnings"] == []
 
 
 def test_the_list_decides_the_values_and_must_have_the_modalities(
@@ -357,6 +432,49 @@ def test_who_was_trained_on_is_told(cohort: Path, tmp_path: Path) -> None:
     assert seen == [True, False, False]
 
 
+def test_of_a_subject_that_was_guessed_nobody_knows(cohort: Path, tmp_path: Path) -> None:
+    """Files may be called otherwise than in the training; a name that is known is known."""
+    model = save_model(tmp_path / "run", trained_on=(subject_digest("case_000"),))
+    assert infer(cohort.parent, model=model, out=tmp_path / "tree") == 0
+    folder = cohort.parent / "case_000"
+    files = [
+        part for name in MODALITIES for part in (f"--{name}", folder / f"case_000_{name}.nii.gz")
+    ]
+    assert infer(*files, "--case-id", "renamed", model=model, out=tmp_path / "files") == 0
+    places = [("tree", "case_000"), ("tree", "case_001"), ("files", "renamed")]
+    seen = [
+        record_of(tmp_path / out, case)["models"][0]["seen_in_training"] for out, case in places
+    ]
+    assert seen == [True, None, None]
+
+
+def test_uncertainty_without_dropout_is_refused_and_leaves_the_folder_free(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    model = save_model(tmp_path / "run", network={**UNET, "dropout": 0.0})
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.delattr(segmentation.Segmenter, "open")  # no case is looked at
+        assert infer(cohort, "--uncertainty", 4, model=model, out=out) == 2
+    assert "needs a network with dropout" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["log.txt", "run.lock"]
+    assert infer(cohort, model=model, out=out) == 0
+
+
+def test_a_folder_without_a_mask_is_anybodys(
+    cohort: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segmentation.Segmenter, "predict", die)
+        assert infer(cohort, "--fill-holes", model=model, out=tmp_path / "out") == 75
+    assert infer(cohort, model=model, out=tmp_path / "out") == 0
+    assert record_of(tmp_path / "out", "case_000")["settings"]["fill_holes"] is False
+    assert infer(cohort, "--fill-holes", model=model, out=tmp_path / "out") == 2
+
+
 def test_an_ensemble_of_two(cohort: Path, model: Path, tmp_path: Path) -> None:
     other = save_model(tmp_path / "other", seed=3)
     options = ("-m", other, "--cases", "case_000", "--window", 8, "--tta")
@@ -365,6 +483,21 @@ def test_an_ensemble_of_two(cohort: Path, model: Path, tmp_path: Path) -> None:
     assert [entry["name"] for entry in record["models"]] == ["run/best.pt", "other/best.pt"]
     assert record["windows"] == [[8, 8, 8], [8, 8, 8]]
     assert record["settings"]["flips"] is True
+
+
+def test_windows_are_rounded_up_to_what_the_network_takes(
+    cohort: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--cases", "case_000")
+    for name, window in (("odd", 7), ("even", 8)):
+        assert infer(cohort, *options, "--window", window, model=model, out=tmp_path / name) == 0
+        assert "12 x 14 x 10 voxels in windows of 8 x 8 x 8" in capsys.readouterr().out
+    assert record_of(tmp_path / "odd", "case_000")["windows"] == [[8, 8, 8]]
+    masks = [(tmp_path / name / "case_000_seg.nii.gz").read_bytes() for name in ("odd", "even")]
+    assert masks[0] == masks[1]
+    small = save_model(tmp_path / "small", network={**UNET, "norm": "instance"})
+    assert infer(cohort, "--window", 2, model=small, out=tmp_path / "none") == 2
+    assert "--window: in windows of 2 x 2 x 2 voxels small/best.pt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,38 @@ def test_an_error_hides_what_was_accepted(case_factory: CaseFactory) -> None:
     assert [problem.kind for problem in caught.value.problems] == ["missing-file"]
 
 
+def test_constant_images_are_told_by_their_modalities(
+    case_factory: CaseFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = case_factory()
+    folder = case.images[0].parent / "same_name"
+    folder.mkdir()
+    # Of the same name as the constant one: only the modality tells which one is meant.
+    first = case.images[0].rename(folder / case.images[2].name)
+    case = replace(case, images=(first, *case.images[1:]))
+    rewrite(case.images[2], np.full(SHAPE, 7, dtype=np.int16))
+    LoadCase(labels=False)(case)
+    assert caplog.records == []
+    item, (warning,) = LoadCase(labels=False, modalities=MODALITIES).with_warnings(case)
+    assert set(item) == {"image", "case"}
+    assert (warning.case, warning.kind, warning.severity) == (
+        "case_000",
+        "constant-image",
+        "warning",
+    )
+    assert warning.expected == "more than one intensity in t1ce"
+    assert [record.message for record in caplog.records] == [str(warning)]
+
+
+def test_nothing_but_constant_images_is_an_error(case_factory: CaseFactory) -> None:
+    case = case_factory()
+    for path in case.images:
+        rewrite(path, np.zeros(SHAPE, dtype=np.int16))
+    with pytest.raises(DataError, match="found 0 in every voxel, as in all modalities") as caught:
+        LoadCase(labels=False, modalities=MODALITIES)(case)
+    assert len(caught.value.problems) == 4
+
+
 def test_a_label_is_never_masked(case_factory: CaseFactory) -> None:
     case = case_factory()
     rewrite(case.label, np.nan)

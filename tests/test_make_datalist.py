@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,10 +16,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipeline.data.case_inputs import cases_of_folder
 from pipeline.data.datalist import read_datalist
 from pipeline.data.discovery import find_cases
 from pipeline.data.folds import assign_folds
-from pipeline.errors import SettingsError
+from pipeline.errors import DataError, SettingsError
 from pipeline.make_datalist import main
 
 OLD = ("_flair", "_t1", "_t1ce", "_t2", "_seg")
@@ -119,6 +122,7 @@ def test_a_second_mask_beside_a_proper_one_is_not_used(tmp_path: Path) -> None:
 def test_hidden_files_tables_and_macos_leftovers_are_passed_over(tmp_path: Path) -> None:
     make_case(tmp_path / "A")
     make_case(tmp_path / "__MACOSX" / "A")
+    make_case(tmp_path / "lost+found" / "A")
     make_case(tmp_path / ".cache" / "B")
     (tmp_path / "A" / "._A_flair.nii.gz").write_text("")
     (tmp_path / "A" / "survival.csv").write_text("")
@@ -158,6 +162,46 @@ def test_faults_of_the_tree_are_reported_and_keep_their_case_out(tmp_path: Path)
         ("E", "ambiguous-file", "seg_one.nii and seg_two.nii"),
         ("F", "incomplete-case", "none for flair, t1, t1ce, t2"),
     ]
+
+
+@pytest.fixture
+def sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a second case that may not be entered; by patching, because root may."""
+    make_case(tmp_path / "A")
+    make_case(tmp_path / "HGG" / "B")
+    folder = tmp_path / "HGG" / "B"
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return folder
+
+
+def test_a_folder_that_may_not_be_entered_is_reported(sealed: Path, tmp_path: Path) -> None:
+    discovery = find_cases(tmp_path)
+    assert [case.id for case in discovery.cases] == ["A"]
+    (problem,) = discovery.problems
+    assert (problem.case, problem.kind) == ("B", "unreadable-file")
+    assert (problem.file, problem.found) == (str(sealed), "Permission denied")
+
+
+def test_a_folder_that_may_not_be_entered_stops_the_verb(
+    sealed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--folds", "1", "--skip-incomplete") == 3
+    shown = capsys.readouterr().err
+    assert "unreadable-file" in shown
+    assert "problems: 1; nothing was written. Correct the folders" in shown
+    assert not (tmp_path / "list.json").exists()
+
+
+def test_a_folder_that_may_not_be_entered_stops_inference(sealed: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"B, {sealed}: unreadable-file: .*Permission denied"):
+        cases_of_folder(tmp_path, modalities=("flair", "t1", "t1ce", "t2"))
 
 
 # Folds

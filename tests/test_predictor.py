@@ -294,7 +294,12 @@ def test_it_says_which_windows_it_took(
     tmp_path: Path, bands: Callable[..., TrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     item = LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine()))
-    for window, expected in ((None, None), (8, (8, 8, 8)), ((4, 8, 12), (4, 8, 12))):
+    windows = (
+        *((None, None), (8, (8, 8, 8)), ((4, 8, 12), (4, 8, 12))),
+        # Rounded up to the divisor; and no larger than the volume is with its padding.
+        *((5, (8, 8, 8)), ((1, 6, 500), (4, 8, 16)), (500, (24, 20, 16))),
+    )
+    for window, expected in windows:
         made = Predictor([bands()], device=CPU, window=window)
         made.predict(item)
         assert made.windows == [expected]
@@ -324,6 +329,55 @@ def test_windows_that_cannot_be(
 ) -> None:
     with pytest.raises(SettingsError, match=r"window must be|overlap must be"):
         Predictor([bands()], device=CPU, **options)
+
+
+# What leaves a single voxel at the coarsest level, and which networks mind it.
+ONE_VOXEL: list[tuple[dict[str, Any], bool]] = [
+    ({**UNET, "norm": "instance"}, True),
+    ({**UNET, "norm": "instance", "num_members": 2}, True),
+    (UNET, False),
+    ({"name": "DynUNet", "filters": [2, 2, 2]}, True),
+    ({"name": "SegResNet", "init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}, False),
+]
+
+
+@pytest.mark.parametrize(("network", "minds"), ONE_VOXEL, ids=str)
+def test_windows_of_one_voxel_at_the_coarsest_level(
+    tmp_path: Path, network: dict[str, Any], minds: bool
+) -> None:
+    model = load_model(save_model(tmp_path / "run", network=network))
+    built, divisor = model.build(), model.preprocessing["divisor"]
+    smallest = torch.zeros(1, 4, divisor, divisor, divisor)
+    if not minds:
+        assert built(smallest).shape[2:] == smallest.shape[2:]
+        Predictor([model], device=CPU, window=divisor)
+        return
+    with pytest.raises(ValueError, match="xpected more than 1 "):
+        built(smallest)
+    with pytest.raises(SettingsError, match=f"Choose more than {divisor} voxels along an axis"):
+        Predictor([model], device=CPU, window=1)  # rounded up
+    made = Predictor([model], device=CPU, window=(1, 1, divisor + 1))
+    item = LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine()))
+    assert made.predict(item)["classes"].shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "remedy"),
+    [
+        ((2, 1, 2), "auto", "a broken skull strip"),
+        ((2, 1, 2), None, "a broken skull strip"),
+        ((2, 1, 2), (4, 4, 4), "a broken skull strip"),
+        ((8, 8, 2), (2, 2, 8), "Choose a larger --window"),
+    ],
+)
+def test_a_case_of_one_voxel_at_the_coarsest_level(
+    tmp_path: Path, shape: tuple[int, int, int], window: Any, remedy: str
+) -> None:
+    model = load_model(save_model(tmp_path / "run", network={**UNET, "norm": "instance"}))
+    made = Predictor([model], device=CPU, window=window)
+    item = LoadCase(labels=False)(write_case(tmp_path, pattern(shape), lps_affine()))
+    with pytest.raises(DataError, match=rf"case: too-small: .*found 2 x 2 x 2 .*{remedy}"):
+        made.prepare(item)
 
 
 def test_a_case_that_the_preprocessing_does_not_fit(
@@ -410,5 +464,7 @@ def test_samples_need_dropout(tmp_path: Path) -> None:
     item = LoadCase(labels=False)(write_case(tmp_path, pattern(), lps_affine()))
     model = load_model(save_model(tmp_path / "run", network={**UNET, "dropout": 0.0}))
     made = Predictor([model], device=CPU)
+    with pytest.raises(SettingsError, match="dropout"):
+        made.require_dropout()
     with pytest.raises(SettingsError, match="dropout"):
         next(made.samples(made.prepare(item), num_samples=2, seed=0))

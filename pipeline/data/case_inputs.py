@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.data.content import with_case
 from pipeline.data.datalist_cases import Case
 from pipeline.data.discovery import Wanted, find_cases
 from pipeline.data.naming import case_id_of, modality_name, safe_case_id, subject_of
@@ -27,37 +28,64 @@ def cases_of_folder(folder: Path, *, modalities: Sequence[str]) -> tuple[Case, .
     ``no-case``, ``incomplete-case``, ``ambiguous-file``, ``duplicate-case`` and
     ``unreadable-file``.
     """
+    cases, problems = cases_of_folders([folder], modalities=modalities)
+    if problems:
+        raise DataError.of(*problems)
+    return cases
+
+
+def cases_of_folders(
+    folders: Iterable[Path], *, modalities: Sequence[str]
+) -> tuple[tuple[Case, ...], tuple[Problem, ...]]:
+    """Return the cases in several folders, and every fault of the others, as `cases_of_folder`.
+
+    Of cases with the same id, none is among the first: nobody knows which one is meant.
+    """
+    found = [_found_in(folder, modalities) for folder in folders]
+    cases = [case for some, _ in found for case in some]
+    problems = [problem for _, some in found for problem in some] + _same_ids(cases)
+    unclear = {
+        safe_case_id(problem.case).casefold()
+        for problem in problems
+        if problem.kind == "duplicate-case"
+    }
+    clear = tuple(case for case in cases if case.id.casefold() not in unclear)
+    return clear, tuple(problems)
+
+
+def _found_in(folder: Path, modalities: Sequence[str]) -> tuple[list[Case], list[Problem]]:
+    """Return the cases in a folder or a tree, and what is wrong with it and with the others."""
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir may raise PermissionError
-        raise _of_folder(
-            folder, "missing-folder", "a folder with cases", "no such folder", "Correct the path."
-        )
+        return [], [
+            _of_folder(
+                folder,
+                "missing-folder",
+                "a folder with cases",
+                "no such folder",
+                "Correct the path.",
+            )
+        ]
     names = tuple(map(modality_name, modalities))
     wanted = Wanted(modalities=names, with_mask=False, any_format=True)
     # Absolute, because the name of the folder may be the id of the case.
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - keeps links, whose names may be the ids
-    discovery = find_cases(root, wanted=wanted)
+    try:
+        discovery = find_cases(root, wanted=wanted)
+    except DataError as error:
+        return [], with_case(error, root.name)
     cases = [_case(case.id, tuple(case.files[name] for name in names)) for case in discovery.cases]
-    problems = [*map(_for_inference, discovery.problems), *_same_ids(cases)]
-    if problems:
-        raise DataError.of(*problems)
-    if not cases:
-        raise _of_folder(
-            folder,
-            "no-case",
-            f"images called {', '.join(f'X_{name}' for name in names)}",
-            "none",
-            "Name the files or folders after their modalities, or use --flair and so on.",
+    problems = [*map(_for_inference, discovery.problems)]
+    if not cases and not problems:
+        problems.append(
+            _of_folder(
+                folder,
+                "no-case",
+                f"images called {', '.join(f'X_{name}' for name in names)}",
+                "none",
+                "Name the files or folders after their modalities, or use --flair and so on.",
+            )
         )
-    return tuple(cases)
-
-
-def cases_of_folders(folders: Iterable[Path], *, modalities: Sequence[str]) -> tuple[Case, ...]:
-    """Return the cases in several folders; as `cases_of_folder`, and no two may have one id."""
-    cases = [case for folder in folders for case in cases_of_folder(folder, modalities=modalities)]
-    problems = _same_ids(cases)
-    if problems:
-        raise DataError.of(*problems)
-    return tuple(cases)
+    return cases, problems
 
 
 def case_of_files(
@@ -176,14 +204,12 @@ def _wrong_id(case_id: str) -> Problem:
     )
 
 
-def _of_folder(folder: Path, kind: str, expected: str, found: str, remedy: str) -> DataError:
-    return DataError.of(
-        Problem(
-            case=folder.name,
-            kind=kind,
-            file=str(folder),
-            expected=expected,
-            found=found,
-            remedy=remedy,
-        )
+def _of_folder(folder: Path, kind: str, expected: str, found: str, remedy: str) -> Problem:
+    return Problem(
+        case=folder.name,
+        kind=kind,
+        file=str(folder),
+        expected=expected,
+        found=found,
+        remedy=remedy,
     )

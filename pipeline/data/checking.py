@@ -121,9 +121,15 @@ def _say(text: str) -> None:
 
 
 def _num_bytes(path: Path) -> int:
-    """Return the size of an image file, or of a folder with a DICOM series; 0 if it is missing."""
-    files = path.iterdir() if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Return the size of an image file, or of a folder with a DICOM series; 0 if it is not there.
+
+    So it is where it cannot be entered: what is wrong, the check tells.
+    """
+    try:
+        files = path.iterdir() if path.is_dir() else [path]
+        return sum(file.stat().st_size for file in files if file.is_file())
+    except OSError:
+        return 0
 
 
 def _table(problems: Sequence[Problem]) -> Table:

@@ -1,4 +1,4 @@
-"""Finding the cases of BraTS 2018 to 2024 in a folder tree, by the names of their files."""
+"""Finding the cases of BraTS 2018 to 2023 in a folder tree, by the names of their files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from pipeline.data.reading import faults_told
 from pipeline.errors import Problem
 
 MASK = "seg"
+# What macOS leaves in archives, and a file system at its root, where only its owner may enter.
+NO_CASES = ("__MACOSX", "lost+found")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class FoundCase:
 class Discovery:
     """What a folder tree holds: complete cases, sorted by id; problems; images not used.
 
-    A problem is a case with a file missing, a file that could be either of two, or an id twice.
+    A problem is a case with a file missing, a file that could be either of two, an id twice, or a
+    folder that cannot be read.
     """
 
     cases: tuple[FoundCase, ...]
@@ -97,7 +100,7 @@ def find_cases(root: Path, *, wanted: Wanted = BRATS) -> Discovery:
     found: list[FoundCase] = []
     problems: list[Problem] = []
     ignored: list[Path] = []
-    for folder, images in _folders(root, wanted):
+    for folder, images in _folders(root, wanted, problems):
         cases, others = _cases_of_folder(folder, images, wanted, problems)
         found += cases
         ignored += others
@@ -111,10 +114,19 @@ def find_cases(root: Path, *, wanted: Wanted = BRATS) -> Discovery:
     )
 
 
-def _folders(root: Path, wanted: Wanted) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Yield every folder below `root` with its visible images: {name: name without suffix}."""
+def _folders(
+    root: Path, wanted: Wanted, problems: list[Problem]
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield every folder below `root` with its visible images: {name: name without suffix}.
+
+    A folder that cannot be read is noted, because there may be cases in it.
+    """
     seen: set[str] = set()
-    for path, subfolders, names in os.walk(root, followlinks=True):
+
+    def note(error: OSError) -> None:
+        problems.append(_unreadable(Path(error.filename or root), error))
+
+    for path, subfolders, names in os.walk(root, followlinks=True, onerror=note):
         real = os.path.realpath(path)
         if real in seen:  # a link back to a folder above would never end
             subfolders.clear()
@@ -124,7 +136,7 @@ def _folders(root: Path, wanted: Wanted) -> Iterator[tuple[Path, dict[str, str]]
         visible = sorted(name for name in names if not name.startswith("."))
         images = {name: stem for name in visible if (stem := wanted.stem_of(name))}
         subfolders[:] = sorted(
-            name for name in subfolders if not name.startswith(".") and name != "__MACOSX"
+            name for name in subfolders if not name.startswith(".") and name not in NO_CASES
         )
         if wanted.any_format:
             series = [name for name in subfolders if _is_series(folder / name, wanted)]
@@ -208,6 +220,17 @@ def _faults(cases: list[FoundCase], wanted: Wanted) -> list[Problem]:
                 )
             )
     return problems
+
+
+def _unreadable(folder: Path, error: OSError) -> Problem:
+    return Problem(
+        case=folder.name,
+        kind="unreadable-file",
+        file=str(folder),
+        expected="a folder that can be read: it may hold cases",
+        found=error.strerror or str(error),
+        remedy="Check its permissions and the disk, or move it out of the tree.",
+    )
 
 
 def _ambiguous(case: FoundCase, name: str, paths: list[Path]) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from monai.transforms import Transform
 from monai.utils import SpaceKeys
 
 from pipeline.data.boxes import bounding_box
+from pipeline.data.case_checks import Expectations, check_constant
 from pipeline.data.content import (
     CaseContent,
     ImageFile,
@@ -40,20 +42,31 @@ class LoadCase(Transform):
     intensities are refused, unless `mask_nonfinite` sets them to 0 before anything else and logs
     how many they are; an image that holds nothing else is refused all the same. Their meta holds
     what MONAI's LoadImaged gives, except that `filename_or_obj` is a bare file name: paths do not
-    leave the machine in a checkpoint.
+    leave the machine in a checkpoint. With `modalities`, an image that holds one intensity is told
+    of as `check` does, which nobody need have run: a warning, an error where all images do.
     """
 
     def __init__(
-        self, *, labels: bool, resample_to: int | None = None, mask_nonfinite: bool = False
+        self,
+        *,
+        labels: bool,
+        resample_to: int | None = None,
+        mask_nonfinite: bool = False,
+        modalities: Sequence[str] = (),
     ) -> None:
         if labels and resample_to is not None:
             raise ValueError("resample_to is for images without labels: labels are not resampled")
         self.labels = labels
         self.resample_to = resample_to
         self.mask_nonfinite = mask_nonfinite
+        self.modalities = tuple(modalities)
 
     def __call__(self, case: Case) -> dict[str, Any]:
         """Return the tensors of `case`; DataError lists everything that is wrong with its files."""
+        return self.with_warnings(case)[0]
+
+    def with_warnings(self, case: Case) -> tuple[dict[str, Any], list[Problem]]:
+        """Return the tensors of `case`, and what it was warned of in the log."""
         content, problems = read_content(
             case,
             labels=self.labels,
@@ -63,6 +76,7 @@ class LoadCase(Transform):
         if self.resample_to is None:
             problems += grid_problems(content)
         problems += nonfinite_problems(content)  # before resampling, which would spread them
+        problems += _constant_problems(content, self.modalities)
         errors = [problem for problem in problems if problem.severity == "error"]
         if errors:
             raise DataError.of(*errors)
@@ -73,7 +87,7 @@ class LoadCase(Transform):
         result: dict[str, Any] = {"image": _stack(content), "case": case.id}
         if content.label is not None:
             result["label"] = _class_indices(content, content.label)
-        return result
+        return result, problems
 
 
 def class_indices(volume: np.ndarray, *, values: Sequence[int]) -> np.ndarray:
@@ -90,6 +104,22 @@ def class_indices(volume: np.ndarray, *, values: Sequence[int]) -> np.ndarray:
     classes = np.full(volume.shape, background, dtype=np.uint8)
     classes[box] = inside
     return classes
+
+
+def _constant_problems(content: CaseContent, modalities: Sequence[str]) -> list[Problem]:
+    """Report the images with one intensity by the names of their modalities.
+
+    Where there is not one image for each name, something else is wrong, and told elsewhere.
+    """
+    if len(content.images) != len(modalities):
+        return []
+    pairs = zip(modalities, content.images, strict=True)
+    names = [name for name, image in pairs if image.is_constant]
+    problems = check_constant(content, Expectations())
+    return [
+        replace(problem, expected=f"{problem.expected} in {name}")
+        for name, problem in zip(names, problems, strict=True)
+    ]
 
 
 def _stack(content: CaseContent) -> MetaTensor:

@@ -8,9 +8,10 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from monai.data import MetaTensor
+from torch import nn
 
 from networks import VolumeInferer
-from pipeline.errors import DataError, Problem, ResourceError
+from pipeline.errors import DataError, Problem, ResourceError, SettingsError
 from pipeline.inference.classes import can_be_direct, most_probable_classes
 from pipeline.inference.memory import fitting, free_bytes, is_out_of_memory
 from pipeline.inference.needs import (
@@ -46,13 +47,18 @@ class Member:
     Args:
         model: Trained.
         device: Where its network runs.
-        window: Edges in voxels; None for the whole volume in one pass; "auto" for the whole volume
-            where memory allows, else the largest windows for which it does.
+        window: Edges in voxels, rounded up to multiples of the network's divisor; None for the
+            whole volume in one pass; "auto" for the whole volume where memory allows, else the
+            largest windows for which it does.
         overlap: Share of a window that the next one covers.
         flips: Average over all mirrorings.
         brain_only: What lies outside the brain's box is background.
         amp: Compute in half precision where the device is a GPU.
         reads_ahead: Another case is prepared while one is in the network, and takes memory.
+
+    Raises:
+        SettingsError: `window` or `overlap` is out of range, or so small that the network's
+            normalisation has nothing to work on.
     """
 
     def __init__(
@@ -71,11 +77,11 @@ class Member:
         self.reads_ahead = reads_ahead
         self.device = device
         self.network = model.build().to(device)
-        self.window = window
         self.overlap = overlap
         self.flips = flips
         self.brain_only = brain_only
         self.amp = amp
+        self.window = window if window == "auto" else self._usable(window)
         # Two of the same: MONAI changes a chain while it inverts, and a thread may be preparing.
         self.preprocessing, inverted = (
             build_preprocessing(keys=("image",), **model.preprocessing) for _ in range(2)
@@ -83,11 +89,35 @@ class Member:
         self.postprocessing = build_postprocessing(inverted, regions=model.deciding_regions)
         self.restore_classes = RestoreGridd(inverted, prediction_key="classes", image_key="image")
 
+    def _usable(self, window: Sequence[int] | int | None) -> tuple[int, ...] | None:
+        """Return one edge per axis, multiples of the divisor."""
+        divisor = self.model.preprocessing["divisor"]
+        try:
+            usable = VolumeInferer(window=window, overlap=self.overlap, divisor=divisor).window
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        if usable is not None and self._sees_one_voxel(usable):
+            raise SettingsError(
+                f"--window: in windows of {times(usable)} voxels {self.model.name} has a single "
+                f"voxel left at its coarsest level, which instance normalisation cannot do with. "
+                f"Choose more than {divisor} voxels along an axis, or leave --window out."
+            )
+        return usable
+
+    def _sees_one_voxel(self, size: Sequence[int]) -> bool:
+        """Whether instance normalisation gets a single voxel of (X, Y, Z), which has no variance.
+
+        At its coarsest level, a network has one voxel for each `divisor` of the image's.
+        """
+        is_one = all(edge <= self.model.preprocessing["divisor"] for edge in size)
+        return is_one and any(isinstance(m, nn.InstanceNorm3d) for m in self.network.modules())
+
     def prepare(self, item: Item) -> dict[str, Any]:
         """Return a loaded case on the network's grid, and on its device where memory allows.
 
         Raises:
-            DataError: The preprocessing that the network was trained with does not fit the case.
+            DataError: The preprocessing that the network was trained with does not fit the case,
+                or leaves too little of it for the network's normalisation.
         """
         image = item["image"]
         try:
@@ -99,7 +129,7 @@ class Member:
 
     def _preprocessed(self, item: Item, image: torch.Tensor) -> dict[str, Any]:
         try:
-            return dict(self.preprocessing({"image": image}))
+            prepared = dict(self.preprocessing({"image": image}))
         except RuntimeError as error:
             # MONAI wraps what a transform raises; a ValueError is what ours say of an image.
             if not isinstance(error.__cause__, ValueError):
@@ -114,9 +144,37 @@ class Member:
                     remedy="Check the images, or use a model that was trained on such.",
                 )
             ) from error
+        self._require_enough(item["case"], prepared["image"].shape[1:])
+        return prepared
+
+    def _require_enough(self, case: str, size: Sequence[int]) -> None:
+        """Refuse a prepared case (X, Y, Z) of which normalisation would get a single voxel."""
+        seen = self._asked_for(size)
+        if not self._sees_one_voxel(seen):
+            return
+        raise DataError.of(
+            Problem(
+                case=case,
+                kind="too-small",
+                file="",
+                expected=f"more than {self.model.preprocessing['divisor']} voxels along an axis, "
+                f"on the grid of {self.model.name}, for its instance normalisation",
+                found=f"{times(seen)} with what was padded",
+                remedy="Check the images: a brain of a few voxels is mostly a broken skull strip."
+                if seen == tuple(size)
+                else "Choose a larger --window, or leave it out.",
+            )
+        )
+
+    def _asked_for(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return how much of (X, Y, Z) the settings want in one pass, where memory allows."""
+        window = size if self.window is None or self.window == "auto" else self.window
+        return tuple(map(min, window, size))
 
     def window_for(self, image: torch.Tensor) -> tuple[int, ...] | None:
         """Return the window for a prepared image (C, X, Y, Z), None for the whole volume.
+
+        Its edges are multiples of the network's divisor, and no longer than the image's.
 
         Raises:
             ResourceError: "auto", and not even a small window fits the free memory.
@@ -124,7 +182,7 @@ class Member:
         if self.window is None:
             return None
         if self.window != "auto":
-            return (self.window,) * 3 if isinstance(self.window, int) else tuple(self.window)
+            return self._asked_for(image.shape[1:])
         return choose_window(
             self.network,
             image_shape=(1, *image.shape),
@@ -252,11 +310,8 @@ class Member:
 
     def _settle_memory(self, image: torch.Tensor, window: Sequence[int] | None) -> None:
         num_channels, *size = image.shape
-        divisor = self.model.preprocessing["divisor"]  # VolumeInferer's windows are multiples of it
-        edges = (-(-edge // divisor) * divisor for edge in window or size)
-        shape = (1, num_channels, *map(min, edges, size))
         keep_freed_memory(
-            predict_forward_bytes(self.network, image_shape=shape),
+            predict_forward_bytes(self.network, image_shape=(1, num_channels, *(window or size))),
             free_bytes=free_bytes(self.device),
         )
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
-from networks import VolumeInferer
-from pipeline.errors import SettingsError
 from pipeline.inference.member import Item, Member, Window
+from pipeline.inference.uncertainty import dropout_layers
 from pipeline.model.trained import TrainedModel, require_alike
 from transforms import decided_classes
 
@@ -23,7 +22,7 @@ class Predictor:
         device, window, overlap, flips, brain_only, amp, reads_ahead: See `Member`.
 
     Raises:
-        SettingsError: A setting is out of range.
+        SettingsError: See `Member`.
         DataError: The models do not go together, or one of them cannot be built.
     """
 
@@ -40,8 +39,6 @@ class Predictor:
         reads_ahead: bool = False,
     ) -> None:
         require_alike(models)
-        if window != "auto":
-            _require_usable(window, overlap)
         self.members = [
             Member(
                 model,
@@ -98,6 +95,15 @@ class Predictor:
         self.windows.append(window)
         return found
 
+    def require_dropout(self) -> None:
+        """Refuse networks of which `samples` cannot be had.
+
+        Raises:
+            SettingsError: A network has no dropout.
+        """
+        for member in self.members:
+            dropout_layers(member.network)
+
     def samples(
         self, prepared: Sequence[Item], *, num_samples: int, seed: int
     ) -> Iterator[torch.Tensor]:
@@ -115,10 +121,3 @@ class Predictor:
                 index = position * num_samples + number
                 sample, window = member.fitting_sample(item, window=window, seed=seed, index=index)
                 yield sample
-
-
-def _require_usable(window: Sequence[int] | int | None, overlap: float) -> None:
-    try:
-        VolumeInferer(window=window, overlap=overlap)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error

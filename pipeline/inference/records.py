@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.content import with_case
 from pipeline.data.datalist import Case
 from pipeline.data.files import replace_file
 from pipeline.data.json_files import json_bytes, read_json
 from pipeline.data.prediction_files import MASK_SUFFIX, mask_path, record_path
+from pipeline.data.reading import faults_told
 from pipeline.errors import DataError, Problem, SettingsError
 
 # A hidden name, which no case can have: cases begin with a letter, a digit or an underscore.
@@ -20,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of a DICOM folder: of its files' digests, sorted."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder cannot be entered
         digests = sorted(file_digest(file) for file in path.iterdir() if file.is_file())
         return hashlib.sha256("".join(digests).encode()).hexdigest()
     digest = hashlib.sha256()
@@ -34,27 +37,20 @@ def input_digests(case: Case, modalities: Sequence[str]) -> dict[str, dict[str, 
     """Return name and digest of each image of a case; a single 4D file is under "image".
 
     Raises:
-        DataError: A file is missing; all that are missing are named.
+        DataError: Files are missing or cannot be read; all of them are named.
     """
-    missing = [_missing(case, path) for path in case.images if not path.exists()]
-    if missing:
-        raise DataError.of(*missing)
     names = modalities if len(case.images) == len(modalities) else ["image"]
-    return {
-        name: {"file": path.name, "sha256": file_digest(path)}
-        for name, path in zip(names, case.images, strict=True)
-    }
-
-
-def _missing(case: Case, path: Path) -> Problem:
-    return Problem(
-        case=case.id,
-        kind="missing-file",
-        file=path.name,
-        expected="an image of the case",
-        found="no such file",
-        remedy="Restore the file, or correct the data list or the command line.",
-    )
+    digests: dict[str, dict[str, str]] = {}
+    problems: list[Problem] = []
+    for name, path in zip(names, case.images, strict=True):
+        try:
+            with faults_told(path.name):
+                digests[name] = {"file": path.name, "sha256": file_digest(path)}
+        except DataError as error:
+            problems += with_case(error, case.id)
+    if problems:
+        raise DataError.of(*problems)
+    return digests
 
 
 def outputs_of(paths: Iterable[Path]) -> dict[str, str]:
@@ -127,8 +123,9 @@ def claim_folder(folder: Path, request: Mapping[str, Any], *, overwrite: bool) -
     """
     path = folder / REQUEST
     stored = read_json(path) if _is_ours(path) else None
-    if not overwrite:
-        _require_same(folder, stored, request)
+    mask = next(folder.glob(f"*{MASK_SUFFIX}"), None)
+    if mask is not None and not overwrite:
+        _require_same(folder, mask, stored, request)
     if stored != request:
         replace_file(path, json_bytes(dict(request)))
 
@@ -138,16 +135,13 @@ def _is_ours(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _require_same(folder: Path, stored: Any, request: Mapping[str, Any]) -> None:
+def _require_same(folder: Path, mask: Path, stored: Any, request: Mapping[str, Any]) -> None:
     remedy = "Choose another folder, or replace the masks with --overwrite."
-    mask = next(folder.glob(f"*{MASK_SUFFIX}"), None)
-    if stored is None and mask is not None:
+    if stored is None:
         raise SettingsError(
             f"{folder.name}: there are masks already, such as {mask.name}, and no record of how "
             f"they were made. {remedy}"
         )
-    if stored is None:
-        return
     known = stored if isinstance(stored, dict) else {}
     differing = [name for name in request if known.get(name) != request[name]]
     if differing:

@@ -47,9 +47,11 @@ class Segmenter:
         labels: The voxel value of each label in the masks; names and order are the models'.
         device: Where the networks run.
         num_cases: How many there are going to be, for the forecast of what is needed.
+        subjects_known: Whether a data list names the subjects. Where they are guessed from names of
+            files, a model that does not know such a name may have seen the patient all the same.
 
     Raises:
-        SettingsError, DataError: See `Predictor`.
+        SettingsError, DataError: See `Predictor`; or what is asked for cannot be had of `models`.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Segmenter:
         labels: Mapping[str, int],
         device: torch.device,
         num_cases: int,
+        subjects_known: bool = True,
     ) -> None:
         self._is_announced = False
+        self.subjects_known = subjects_known
         self.num_cases = num_cases
         self.models = models
         self.folder = folder
@@ -80,6 +84,8 @@ class Segmenter:
             amp=settings["amp"],
             reads_ahead=num_cases > 1,
         )
+        if settings["uncertainty_samples"]:
+            self.predictor.require_dropout()  # now, and not after the first case's other passes
         modalities = models[0].header["modality"]
         resample_to = settings["resample_to"]
         if resample_to is not None and resample_to not in modalities:
@@ -89,7 +95,10 @@ class Segmenter:
         target = None if resample_to is None else modalities.index(resample_to)
         self._require_cleanable()
         self.load = LoadCase(
-            labels=False, resample_to=target, mask_nonfinite=settings["mask_nonfinite"]
+            labels=False,
+            resample_to=target,
+            mask_nonfinite=settings["mask_nonfinite"],
+            modalities=modalities,
         )
 
     def _require_cleanable(self) -> None:
@@ -138,13 +147,14 @@ class Segmenter:
             DataError: The case's images cannot be used.
         """
         watch = Stopwatch()
-        item = self.load(case)
+        item, warnings = self.load.with_warnings(case)
         self._require_modalities(item)
         watch.note("reading")
         prepared = self.predictor.prepare(item)
         watch.note("preprocessing")
         image = item["image"]
-        return OpenCase(case, inputs, prepared, image[0].numel(), image.affine.numpy(), watch)
+        num_voxels, affine = image[0].numel(), image.affine.numpy()
+        return OpenCase(case, inputs, prepared, num_voxels, affine, watch, warnings)
 
     def predict(self, opened: OpenCase) -> Prediction:
         """Let the networks look at an open case.
@@ -187,6 +197,7 @@ class Segmenter:
                 "spacing_mm": [round(float(size), 6) for size in spacing_mm],
                 "orientation": "".join(aff2axcodes(affine)),
             },
+            "warnings": [str(warning) for warning in opened.warnings],
             "cleaning": changes,
             **prediction.told,
         }
@@ -262,13 +273,18 @@ class Segmenter:
             "volumes_ml": total.volumes_ml(voxel_volume_ml=voxel_volume_ml(opened.affine)),
         }
 
+    def _has_seen(self, model: TrainedModel, case: Case) -> bool | None:
+        """Whether `model` was trained on the patient; None where nobody knows."""
+        has_seen = model.has_seen(case.subject)
+        return has_seen if has_seen or self.subjects_known else None
+
     def _provenance(self, case: Case) -> dict[str, Any]:
         return {
             "models": [
                 {
                     "name": model.name,
                     "digest": model.digest,
-                    "seen_in_training": model.has_seen(case.subject),
+                    "seen_in_training": self._has_seen(model, case),
                 }
                 for model in self.models
             ],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.datalist import Case
+from pipeline.errors import Problem
 
 
 class Stopwatch:
@@ -34,7 +35,8 @@ class Stopwatch:
 class OpenCase:
     """A case on the network's grid, one `prepared` item for each member, and what it is made of.
 
-    `num_voxels` and `affine` are those of the case's own grid, `inputs` the digests of its images.
+    `num_voxels` and `affine` are those of the case's own grid, `inputs` the digests of its images,
+    `warnings` what was noticed when they were read.
     """
 
     case: Case
@@ -43,6 +45,7 @@ class OpenCase:
     num_voxels: int
     affine: np.ndarray
     watch: Stopwatch
+    warnings: Sequence[Problem] = ()
 
     def without_images(self) -> OpenCase:
         """Return what is left to know of it once the network has seen it."""

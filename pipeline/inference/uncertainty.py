@@ -22,14 +22,13 @@ from transforms import decided_classes
 CLASSES_CHANNEL = "classes"
 
 
-@contextmanager
-def dropout_active(network: nn.Module) -> Iterator[None]:
-    """Let the dropout layers of `network`, and nothing else in it, work as in training.
+def dropout_layers(network: nn.Module) -> list[nn.Module]:
+    """Return the layers of `network` that drop something in training.
 
     Raises:
-        SettingsError: the network drops nothing, so that its uncertainty would be 0 everywhere.
+        SettingsError: There is none, so that the network's uncertainty would be 0 everywhere.
     """
-    layers = [
+    layers: list[nn.Module] = [
         module for module in network.modules() if isinstance(module, _DropoutNd) and module.p > 0
     ]
     if not layers:
@@ -38,6 +37,17 @@ def dropout_active(network: nn.Module) -> Iterator[None]:
             f"trained without, and its uncertainty would be 0 everywhere. Leave the uncertainty "
             f"out, or train with a dropout above 0"
         )
+    return layers
+
+
+@contextmanager
+def dropout_active(network: nn.Module) -> Iterator[None]:
+    """Let the dropout layers of `network`, and nothing else in it, work as in training.
+
+    Raises:
+        SettingsError: See `dropout_layers`.
+    """
+    layers = dropout_layers(network)
     before = [layer.training for layer in layers]
     for layer in layers:
         layer.train()
