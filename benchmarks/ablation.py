@@ -2,10 +2,13 @@
 
 What each change from the article's settings is worth: first preset `original`, then one change more
 in each row up to preset `quick`, then what preset `strong` has beyond `quick`, and what neither has
-and was tried, one change each. All rows are cross-validated with the same minutes of training for
-each fold, as by `benchmarks.accuracy`, and each is compared with the row that it changes. What is
-finished is not done again: a run that was stopped is simply repeated. OUT then holds ablation.json,
-ablation.md, and the scores of each case in ablation_cases.csv.
+and was tried, one change each. A change is one setting, or the whole augmentation; two settings
+that mean nothing without each other are one change: another crop, and a schedule with its warm-up.
+All rows are cross-validated with the same minutes of training for each fold, as by
+`benchmarks.accuracy`, and each is compared with the row that it changes. What is finished is not
+done again: a run that was stopped is simply repeated, and rows can be added. OUT then holds
+ablation.json, ablation.md, and the scores of each case in ablation_cases.csv, of all rows that are
+finished there.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.accuracy import add_task_arguments, run, task_of
+from benchmarks.accuracy import Pair, add_task_arguments, run, task_of
 from benchmarks.accuracy_peers.methods import Method
 from pipeline.cli import add_list_argument, main_of
 from pipeline.config import build_settings, preset
@@ -35,21 +38,19 @@ class Change:
     keys: tuple[str, ...]
 
 
-# Each beside the ones above it; the last one completes `quick`.
+# Each beside the ones above it; the last one completes `quick`. Sharpening goes before z-scores,
+# dropout before normalisation: these pairs of changes once were one row each, and with all above
+# them the rows that end them are what they were.
 TO_QUICK = (
     Change("brain-box", ("preprocessing.border_crop", "preprocessing.brain_box")),
-    Change("brain-z-score", ("preprocessing.normalization", "preprocessing.sharpen_strength")),
+    Change("unsharpened", ("preprocessing.sharpen_strength",)),
+    Change("brain-z-score", ("preprocessing.normalization",)),
     Change("dice-loss", ("training.loss",)),
-    Change("instance-norm", ("network.settings.norm", "network.settings.dropout")),
-    Change(
-        "schedule",
-        (
-            "training.learning_rate",
-            "training.schedule",
-            "training.warmup_fraction",
-            "training.gradient_clip",
-        ),
-    ),
+    Change("no-dropout", ("network.settings.dropout",)),
+    Change("instance-norm", ("network.settings.norm",)),
+    Change("learning-rate", ("training.learning_rate",)),
+    Change("gradient-clip", ("training.gradient_clip",)),
+    Change("schedule", ("training.schedule", "training.warmup_fraction")),
     Change("8-filters", ("network.settings.num_filters",)),
     Change("augmentation", ("augmentation",)),
     Change(QUICK, ("inference.flips",)),
@@ -117,7 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         choices=names,
         default=names,
-        help="each beside the one that it changes, where that is named too (default: all)",
+        help="run these; each beside the one that it changes, where that is finished in OUT too "
+        "(default: all)",
     )
     add_task_arguments(parser)
     return parser
@@ -125,10 +127,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def work(arguments: argparse.Namespace) -> None:
     """Run what is not finished, score all, write the table."""
-    wanted = [(method, base) for method, base in rows() if method.name in arguments.rows]
-    pairs = [(method.name, base) for method, base in wanted if base and base in arguments.rows]
-    methods = [method for method, _ in wanted]
-    print(run(task_of(arguments), methods, pairs=pairs, title=TITLE, stem=NAME))
+    known = [method for method, _ in rows()]
+    wanted = [method for method in known if method.name in arguments.rows]
+    task = task_of(arguments)
+    print(run(task, wanted, known=known, pairing=against_the_base, title=TITLE, stem=NAME))
+
+
+def against_the_base(methods: Sequence[Method]) -> list[Pair]:
+    """Return each row with the one that it changes, where both are among `methods`."""
+    there = {method.name for method in methods}
+    return [(method.name, base) for method, base in rows() if base and {method.name, base} <= there]
 
 
 def _value(settings: dict[str, Any], key: str) -> Any:

@@ -5,24 +5,29 @@ with the same minutes of training for each fold, and score all masks alike, on t
 A NAME is a preset (strong, quick, original), a variant of one (NAME=PRESET:setting=value,...),
 nnunet or segresnet. What is finished is not done again: a run that was stopped is simply repeated,
 and methods can be added later. OUT then holds accuracy.json, accuracy.md and the scores of
-each case in accuracy_cases.csv, and for each method its masks and scores.
+each case in accuracy_cases.csv, of all methods that are finished there, whichever are named; the
+first one of ours in OUT is compared with all others. It also holds each method's masks and scores.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.accuracy_peers.claims import claim, claimed, task_document
 from benchmarks.accuracy_peers.costs import Costs
+from benchmarks.accuracy_peers.machines import Machine, machines_of, note_machine
 from benchmarks.accuracy_peers.methods import SCORES, Method, parse_methods
 from benchmarks.accuracy_peers.nnunet import NAME as NNUNET
 from benchmarks.accuracy_peers.nnunet import NnUNet, require_nnunet
 from benchmarks.accuracy_peers.ours import Ours
+from benchmarks.accuracy_peers.peer import Peer
 from benchmarks.accuracy_peers.regions import nested_regions
 from benchmarks.accuracy_peers.scoring import (
     case_scores,
@@ -48,6 +53,7 @@ NAME = "accuracy"
 TITLE = "Accuracy, side by side"
 
 Pair = tuple[str, str]
+Pairing = Callable[[Sequence[Method]], Sequence[Pair]]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,36 +126,48 @@ def work(arguments: argparse.Namespace) -> None:
     python = arguments.nnunet_python and arguments.nnunet_python.absolute()
     if any(method.name == NNUNET for method in methods):
         python = require_nnunet(python)
-    reference = next(method.name for method in methods if method.is_ours)
-    pairs = [(reference, method.name) for method in methods if method.name != reference]
-    print(run(task, methods, pairs=pairs, title=TITLE, stem=NAME, python=python))
+    print(run(task, methods, pairing=against_the_first, title=TITLE, stem=NAME, python=python))
+
+
+def against_the_first(methods: Sequence[Method]) -> list[Pair]:
+    """Return the first method of ours with each of the others."""
+    first = next(method.name for method in methods if method.is_ours)
+    return [(first, method.name) for method in methods if method.name != first]
 
 
 def run(
     task: Task,
-    methods: Sequence[Method],
+    wanted: Sequence[Method],
     *,
-    pairs: Sequence[Pair],
+    known: Sequence[Method] = (),
+    pairing: Pairing,
     title: str,
     stem: str,
     python: Path | None = None,
 ) -> str:
-    """Run what is not finished, score all, write the three files; return the Markdown.
+    """Run what is wanted and not finished, score all, write the three files; return the Markdown.
+
+    The files are of all methods that are finished in the folder, so that they never lose a row.
 
     Args:
         task: What all methods do.
-        methods: Which.
-        pairs: Which of them are compared: the second is subtracted from the first.
+        wanted: Which methods are run.
+        known: Those that come first in the tables where they are there, in this order.
+        pairing: Which of the finished ones are compared: the second is subtracted from the first.
         title: Of the Markdown.
         stem: Of the names of the files in the task's folder: JSON, Markdown, CSV by case.
-        python: Has nnU-Net, if that is among the methods.
+        python: Has nnU-Net, if that is wanted.
     """
     require_writable(task.folder)
     with locked_folder(task.folder):
+        methods = methods_of(task, wanted, known=known)
         claim(task, methods)
-        costs = {method.name: run_method(task, method, python=python) for method in methods}
-        reports = scored(task, methods)
-        content = compared(task, costs, reports, pairs=pairs)
+        for method in wanted:
+            go_on(task, method, python=python)
+        finished = finished_of(task, methods)
+        costs = {method.name: side_of(task, method).run() for method in finished}
+        reports = scored(task, finished)
+        content = compared(task, costs, reports, pairs=pairing(finished))
         text = markdown(content, title=title)
         files = {
             f"{stem}.json": json_bytes(content),
@@ -177,50 +195,47 @@ def chosen_folds(datalist: DataList, wanted: Sequence[int] | None) -> tuple[int,
     return folds
 
 
-def claim(task: Task, methods: Sequence[Method]) -> None:
-    """Note what the folder is for.
+def methods_of(
+    task: Task, wanted: Sequence[Method], *, known: Sequence[Method]
+) -> tuple[Method, ...]:
+    """Return the methods of the folder and the wanted ones, in the order of the tables.
 
-    Raises:
-        SettingsError: It is for something else: another list, other minutes, another variant.
+    That is the order of `known`, then that in which they were claimed.
     """
-    wanted: dict[str, dict[str, Any]] = {"task": task_document(task)}
-    for method in methods:
-        wanted[f"{method.name}/method"] = {
-            "preset": method.preset,
-            "assignments": list(method.assignments),
-        }
-    for name, document in wanted.items():
-        stored = task.note(name, document)
-        for key, value in document.items():
-            if stored.get(key) != value:
-                raise SettingsError(
-                    f"{task.folder.name}, {name}: expected {key} {stored.get(key)}, as the folder "
-                    f"was begun with; found {value}. Choose another -o, or another name."
-                )
+    there = {method.name: method for method in (*claimed(task), *wanted)}
+    first = {method.name: method for method in known if method.name in there}
+    return tuple((first | there | first).values())
 
 
-def task_document(task: Task) -> dict[str, Any]:
-    """Return what is the same for all methods, as plain JSON values."""
-    return {
-        "list": task.datalist.name,
-        "list_sha256": hashlib.sha256(task.datalist.path.read_bytes()).hexdigest(),
-        "num_cases": len(task.cases()),
-        "folds": list(task.folds),
-        "minutes": task.minutes,
-        "spacing_mm": task.spacing_mm,
-        "threads": task.threads,
-        "device": task.device,
-    }
-
-
-def run_method(task: Task, method: Method, *, python: Path | None) -> Costs:
-    """Train and predict with one method, or go on with it; return what it cost."""
+def side_of(task: Task, method: Method, *, python: Path | None = None) -> Ours | Peer:
+    """Return what trains and predicts; `python` may be None where that is finished."""
     if method.is_ours:
-        return Ours(task, method).run()
-    if method.name == NNUNET:
-        assert python is not None, "required before"
-        return NnUNet(task, python=python).run()
-    return ZooSegResNet(task).run()
+        return Ours(task, method)
+    return NnUNet(task, python=python) if method.name == NNUNET else ZooSegResNet(task)
+
+
+def go_on(task: Task, method: Method, *, python: Path | None) -> None:
+    """Train and predict with one method, from where it stopped, and note on which machine."""
+    side = side_of(task, method, python=python)
+    if not side.is_finished():
+        note_machine(task, method.name, machine_here(task))
+        side.run()
+
+
+def machine_here(task: Task) -> Machine:
+    """Return what is to be known of this machine, and the versions of all software."""
+    machine = describe_machine()
+    gpu = torch.cuda.get_device_name() if task.device == "cuda" else None
+    return {**machine, "gpu": gpu, "versions": {**versions_of(()), **machine["versions"]}}
+
+
+def finished_of(task: Task, methods: Sequence[Method]) -> list[Method]:
+    """Return the methods whose masks are all there; name the others on the console."""
+    finished = [method for method in methods if side_of(task, method).is_finished()]
+    for method in methods:
+        if method not in finished:
+            print(f"{method.name}: begun, not finished, and so in no table. Name it to go on.")
+    return finished
 
 
 def scored(task: Task, methods: Sequence[Method]) -> dict[str, Report]:
@@ -243,11 +258,13 @@ def compared(
     folder = task.folder / SCORES
     return {
         "task": task_document(task),
-        "machine": describe_machine(),
-        "software": versions_of(()),
         "regions": list(task.datalist.regions),
         "methods": {
-            name: {"costs": costs[name].to_dict(), "scores": summary_document(report)}
+            name: {
+                "machines": machines_of(task, name),
+                "costs": costs[name].to_dict(),
+                "scores": summary_document(report),
+            }
             for name, report in reports.items()
         },
         "comparisons": [

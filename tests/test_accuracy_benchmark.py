@@ -19,8 +19,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks import accuracy
 from benchmarks.accuracy_peers import measured, nnunet, ours, segresnet
-from benchmarks.accuracy_peers.budget import Plan, free_epochs, mean_after, whole_epochs
+from benchmarks.accuracy_peers.budget import (
+    Plan,
+    free_epochs,
+    mean_after,
+    timed_epochs,
+    whole_epochs,
+)
+from benchmarks.accuracy_peers.claims import claim
 from benchmarks.accuracy_peers.costs import Costs
+from benchmarks.accuracy_peers.machines import note_machine
 from benchmarks.accuracy_peers.measured import Usage, run_measured
 from benchmarks.accuracy_peers.methods import Method, parse_methods
 from benchmarks.accuracy_peers.regions import nested_regions
@@ -30,6 +38,7 @@ from pipeline.data.datalist import parse_datalist, read_datalist
 from pipeline.data.nifti import write_volume
 from pipeline.data.prediction_files import mask_path
 from pipeline.errors import DataError, ResourceError, RunStopped, SettingsError
+from pipeline.presets import PRESETS
 
 GRID = np.diag([1.0, 1.0, 1.0, 1.0])
 
@@ -119,6 +128,17 @@ def test_long_epochs_keep_the_pauses_short() -> None:
 def test_whole_epochs_never_exceed_the_budget_but_are_one_at_least() -> None:
     assert whole_epochs(100.0, epoch_s=9.0, steps_per_epoch=12) == Plan(11, 12)
     assert whole_epochs(1.0, epoch_s=9.0, steps_per_epoch=12) == Plan(1, 12)
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "epoch_s", "expected"),
+    [(1200.0, 5.0, 13), (240.0, 5.0, 6), (1200.0, 50.0, 3), (1200.0, 200.0, 3)],
+    ids=["a-minute", "a-tenth", "whole-epochs", "three-at-least"],
+)
+def test_a_calibration_takes_a_minute_or_a_tenth_of_the_budget(
+    budget_s: float, epoch_s: float, expected: int
+) -> None:
+    assert timed_epochs(budget_s, epoch_s=epoch_s) == expected
 
 
 def test_the_first_steps_are_left_out_where_others_are_there() -> None:
@@ -447,30 +467,55 @@ def write_masks(task: Task, name: str, *, wrong: bool) -> None:
         )
 
 
+class StandIn:
+    """Writes masks in place of training: wrong ones for a name in `wrong`."""
+
+    wrong: tuple[str, ...] = ()
+    stopped: tuple[str, ...] = ()
+    started: list[str]
+
+    def __init__(self, task: Task, method: Method, **_: Any) -> None:
+        self.task, self.name = task, method.name
+
+    def is_finished(self) -> bool:
+        return self.task.is_finished(f"{self.name}/all")
+
+    def run(self) -> Costs:
+        self.task.stage(f"{self.name}/all", self._work)
+        return COSTS
+
+    def _work(self) -> dict[str, Any]:
+        self.started.append(self.name)
+        if self.name in self.stopped:
+            raise RunStopped(f"{self.name} was stopped")
+        write_masks(self.task, self.name, wrong=self.name in self.wrong)
+        return {}
+
+
+MACHINE = {
+    "processor": "P",
+    "cores": 2,
+    "threads": 2,
+    "memory_gb": 8,
+    "python": "3",
+    "versions": {"torch": "2"},
+    "sgemm_gflops": 200.0,
+    "copy_gb_per_s": 20.0,
+}
+
+
+def let_stand_in(monkeypatch: pytest.MonkeyPatch, *, wrong: tuple[str, ...]) -> type[StandIn]:
+    monkeypatch.setattr(StandIn, "started", [], raising=False)
+    monkeypatch.setattr(StandIn, "wrong", wrong)
+    monkeypatch.setattr(accuracy, "side_of", StandIn)
+    monkeypatch.setattr(accuracy, "describe_machine", lambda: MACHINE)
+    return StandIn
+
+
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let masks be written in place of training; return the names that were run."""
-    started: list[str] = []
-
-    def run_method(task: Task, method: Method, *, python: Path | None) -> Costs:
-        def work() -> dict[str, Any]:
-            started.append(method.name)
-            write_masks(task, method.name, wrong=not method.is_ours)
-            return {}
-
-        task.stage(f"{method.name}/all", work)
-        return COSTS
-
-    machine = {
-        "processor": "P",
-        "cores": 2,
-        "memory_gb": 8,
-        "python": "3",
-        "versions": {"torch": "2"},
-    }
-    monkeypatch.setattr(accuracy, "run_method", run_method)
-    monkeypatch.setattr(accuracy, "describe_machine", lambda: machine)
-    return started
+    return let_stand_in(monkeypatch, wrong=("segresnet",)).started
 
 
 def words_of(path: Path, out: Path, *more: str) -> list[str]:
@@ -497,6 +542,8 @@ def test_methods_are_scored_alike_and_compared_with_ours(
     assert content["task"]["folds"] == [0, 1]
     text = (tmp_path / "out" / "accuracy.md").read_text()
     assert "| segresnet | 0.667 [0.667, 0.667] | 1.000 [1.000, 1.000] |" in text
+    # The steps are beside the scores.
+    assert "| 0.000 [0.000, 0.000] | 6 |" in text
     assert "| everything background | 0.000 [0.000, 0.000] |" in text
     assert (tmp_path / "out" / "scores" / "quick_against_segresnet" / "comparison.csv").exists()
     with (tmp_path / "out" / "accuracy_cases.csv").open() as stream:
@@ -516,12 +563,187 @@ def test_what_is_finished_is_not_run_again_and_methods_can_be_added(
     assert stand_ins == ["quick", "b"]
 
 
+def names_in(out: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the methods of the table, and what is compared."""
+    content = json.loads((out / "accuracy.json").read_text())
+    return list(content["methods"]), [(x["of"], x["minus"]) for x in content["comparisons"]]
+
+
+def test_the_tables_are_of_all_that_is_finished_in_the_folder(
+    cohort_factory: CohortFactory, tmp_path: Path, stand_ins: list[str]
+) -> None:
+    out = tmp_path / "out"
+    words = words_of(cohort_factory(), out, "--methods")
+    assert accuracy.main([*words, "segresnet", "quick"]) == 0
+    assert accuracy.main([*words, "b=quick:training.loss=dice"]) == 0
+    assert accuracy.main([*words, "original", "quick"]) == 0
+    # In the order in which they were begun.
+    names, pairs = names_in(out)
+    assert names == ["segresnet", "quick", "b", "original"]
+    assert pairs == [("quick", "segresnet"), ("quick", "b"), ("quick", "original")]
+    with (out / "accuracy_cases.csv").open() as stream:
+        assert list(dict.fromkeys(row["method"] for row in csv.DictReader(stream))) == names
+    assert stand_ins == ["segresnet", "quick", "b", "original"]
+
+
+def test_what_is_begun_and_not_finished_is_in_no_table_and_told(
+    cohort_factory: CohortFactory,
+    tmp_path: Path,
+    stand_ins: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = words_of(cohort_factory(), tmp_path / "out", "--methods")
+    monkeypatch.setattr(StandIn, "stopped", ("original",))
+    assert accuracy.main([*words, "quick", "original", "segresnet"]) == 75
+    assert accuracy.main([*words, "quick"]) == 0
+    assert names_in(tmp_path / "out") == (["quick"], [])
+    told = capsys.readouterr().out
+    assert "original: begun, not finished" in told
+    assert "segresnet: begun, not finished" in told
+
+
+@pytest.mark.parametrize("name", ["quick", "nnunet", "segresnet"])
+def test_a_side_is_finished_with_its_last_stage(task: Task, name: str) -> None:
+    side = accuracy.side_of(task, *parse_methods([name, "original"])[:1])
+    last = "crossval" if name == "quick" else "fold_1_predict"
+    for stage in ("calibration", "starts", "fold_0_train", "fold_0_predict", "fold_1_train"):
+        task.note(f"{name}/{stage}", {})
+    assert not side.is_finished()
+    task.note(f"{name}/{last}", {})
+    assert side.is_finished()
+
+
+def test_a_preset_that_was_changed_is_not_gone_on_with(
+    cohort_factory: CohortFactory,
+    tmp_path: Path,
+    stand_ins: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = words_of(cohort_factory(), tmp_path / "out", "--methods")
+    assert accuracy.main([*words, "quick"]) == 0
+    changed = {**PRESETS["quick"], "seed": 3}
+    monkeypatch.setitem(PRESETS, "quick", changed)
+    # Also where it is not named: its masks are those of the old preset, in a table of the new one.
+    for name in ("quick", "original"):
+        assert accuracy.main([*words, name, "segresnet"]) == 2
+        assert (
+            "out, quick: expected the settings that it was begun with; these differ: seed: 0"
+            in (capsys.readouterr().err)
+        )
+    assert stand_ins == ["quick"]
+
+
+def test_a_setting_that_is_gone_is_told_with_the_folder(
+    cohort_factory: CohortFactory,
+    tmp_path: Path,
+    stand_ins: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    words = words_of(cohort_factory(), out, "--methods", "quick")
+    assert accuracy.main(words) == 0
+    note = out / "stages" / "quick" / "method.json"
+    document = json.loads(note.read_text())
+    document["settings"]["training"]["gone"] = 1
+    note.write_text(json.dumps(document))
+    assert accuracy.main(words) == 2
+    assert "out, quick: expected settings that still exist; training.gone" in (
+        capsys.readouterr().err
+    )
+
+
+def make_old(out: Path) -> None:
+    """Leave in a folder what it had before settings and machines were noted."""
+    for note in (out / "stages").glob("*/method.json"):
+        document = json.loads(note.read_text())
+        old = {key: document[key] for key in ("preset", "assignments")}
+        note.write_text(json.dumps(old))
+        note.with_name("machines.json").unlink()
+
+
+def test_a_folder_of_an_older_version_is_gone_on_with(
+    cohort_factory: CohortFactory, tmp_path: Path, stand_ins: list[str]
+) -> None:
+    out = tmp_path / "out"
+    words = words_of(cohort_factory(), out, "--methods")
+    assert accuracy.main([*words, "quick", "b=quick:training.loss=dice,seed=2"]) == 0
+    make_old(out)
+    os.utime(out / "stages" / "quick" / "method.json", (1, 1))
+    # The same settings in other words.
+    assert accuracy.main([*words, "segresnet", "b=quick:seed=2,training.loss=dice"]) == 0
+    assert stand_ins == ["quick", "b", "segresnet"]
+    assert names_in(out)[0] == ["quick", "b", "segresnet"]
+    text = (out / "accuracy.md").read_text()
+    assert "is not known of quick, b: begun before that was noted" in text
+    assert "Not all ran on one machine" not in text
+    assert "| quick | unknown |" in text
+    assert "P, 2 cores, 8 GB; Python 3, brain-tumour-segmentation" in text.split("\n\n")[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_other"),
+    [
+        ({"processor": "Q"}, True),
+        ({"versions": {"torch": "3"}}, True),
+        ({"sgemm_gflops": 100.0}, True),
+        ({"sgemm_gflops": 180.0}, False),
+    ],
+    ids=["processor", "version", "half-as-quick", "noise"],
+)
+def test_methods_of_different_machines_are_told_apart(
+    cohort_factory: CohortFactory,
+    tmp_path: Path,
+    stand_ins: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    is_other: bool,
+) -> None:
+    out = tmp_path / "out"
+    words = words_of(cohort_factory(), out, "--methods", "quick")
+    assert accuracy.main(words) == 0
+    monkeypatch.setattr(accuracy, "describe_machine", lambda: {**MACHINE, **changes})
+    assert accuracy.main([*words, "segresnet"]) == 0
+    text = (out / "accuracy.md").read_text()
+    assert ("compare rows of one machine only" in text) == is_other
+    assert ("The machines are listed below" in text) == is_other
+    methods = json.loads((out / "accuracy.json").read_text())["methods"]
+    # What is finished stays what it was: it is not run here.
+    (quick,), (segresnet,) = (methods[name]["machines"] for name in ("quick", "segresnet"))
+    assert {key: quick[key] for key in MACHINE if key != "versions"} == {
+        key: MACHINE[key] for key in MACHINE if key != "versions"
+    }
+    changed = next(iter(changes))
+    assert (quick[changed] != segresnet[changed]) == (changes[changed] != MACHINE[changed])
+
+
+def test_a_method_that_goes_on_elsewhere_has_both_machines(
+    cohort_factory: CohortFactory,
+    tmp_path: Path,
+    stand_ins: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    words = words_of(cohort_factory(), out, "--methods", "quick")
+    monkeypatch.setattr(StandIn, "stopped", ("quick",))
+    assert accuracy.main(words) == accuracy.main(words) == 75
+    monkeypatch.setattr(StandIn, "stopped", ())
+    monkeypatch.setattr(accuracy, "describe_machine", lambda: {**MACHINE, "cores": 4})
+    assert accuracy.main(words) == 0
+    machines = json.loads((out / "accuracy.json").read_text())["methods"]["quick"]["machines"]
+    assert [machine["cores"] for machine in machines] == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (["--minutes=7"], "expected minutes 20.0, as the folder was begun with; found 7.0"),
         (["--spacing-mm=1"], "expected spacing_mm 2.0"),
-        (["--methods", "quick=quick:training.loss=dice"], "expected assignments"),
+        (
+            ["--methods", "quick=quick:training.loss=dice"],
+            "these differ: training.loss: 'dice_ce' -> 'dice'",
+        ),
     ],
     ids=["minutes", "grid", "variant"],
 )
@@ -584,6 +806,53 @@ def test_an_epochs_seconds_leave_out_the_first_and_include_the_pauses(tmp_path: 
         writer.add_scalar(ours.LOSS, 0.0, number, walltime=wall_s)
     writer.close()
     assert ours.seconds_of_an_epoch(tmp_path, num_epochs=3) == 5.0
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let epochs take 1.0 s or, in longer calibrations, 1.5 s; return how many were timed."""
+    found: list[int] = []
+
+    def time(self: ours.Ours, num_epochs: int) -> tuple[float, int]:
+        found.append(num_epochs)
+        return (1.0 if num_epochs == 3 else 1.5), 4
+
+    monkeypatch.setattr(ours.Ours, "_timed", time)
+    return found
+
+
+def test_the_longer_calibration_is_what_counts(task: Task, timed: list[int]) -> None:
+    task = make_task(task.datalist.path, task.folder, minutes=1.0)
+    found = ours.Ours(task, Method("quick", "quick"))._calibrate()
+    assert timed == [3, 7]
+    assert found == {"epoch_s": 1.5, "timed_epochs": 7, "epochs": 40, "steps_per_epoch": 4}
+
+
+def test_three_epochs_that_take_long_enough_are_not_repeated(task: Task, timed: list[int]) -> None:
+    assert ours.Ours(task, Method("quick", "quick"))._calibrate()["epoch_s"] == 1.0
+    assert timed == [3]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "is_elsewhere", "is_shared"),
+    [
+        ("inference.flips=false", False, True),
+        ("inference.flips=false", True, False),
+        ("seed=3", False, False),
+    ],
+    ids=["masks", "another-machine", "training"],
+)
+def test_the_same_training_has_the_same_number_of_epochs(
+    task: Task, timed: list[int], assignment: str, is_elsewhere: bool, is_shared: bool
+) -> None:
+    first, second = Method("quick", "quick"), Method("b", "quick", (assignment,))
+    claim(task, [first, second])
+    note_machine(task, "quick", MACHINE)
+    note_machine(task, "b", {**MACHINE, "cores": 4} if is_elsewhere else MACHINE)
+    found = task.stage("quick/calibration", ours.Ours(task, first)._calibrate)
+    timed.clear()
+    assert ours.Ours(task, second)._calibrate() == found
+    assert timed == ([] if is_shared else [3])
 
 
 def test_what_earlier_starts_took_is_counted_too(

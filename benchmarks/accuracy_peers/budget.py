@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 MOST_EPOCHS = 100
 LARGEST_PAUSE = 0.1  # of the time of an epoch
+CALIBRATION_S = 60.0
+CALIBRATION_SHARE = 0.1  # of the budget
+LEAST_EPOCHS = 3  # of a calibration
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,16 @@ def free_epochs(budget_s: float, *, step_s: float, pause_s: float) -> Plan:
     most = max(1, math.floor((budget_s - pause_s) / step_s))
     steps = min(max(1, for_pauses, for_number), most)
     return Plan(max(1, math.floor(budget_s / (steps * step_s + pause_s))), steps)
+
+
+def timed_epochs(budget_s: float, *, epoch_s: float) -> int:
+    """Return how many epochs a calibration takes, of which the first is left out.
+
+    The others fill `CALIBRATION_S`, or `CALIBRATION_SHARE` of the budget where that is less: a
+    few epochs alone differ by several percent from one time to the next.
+    """
+    seconds = min(CALIBRATION_S, CALIBRATION_SHARE * budget_s)
+    return max(LEAST_EPOCHS, 1 + math.ceil(seconds / epoch_s))
 
 
 def mean_after(seconds: Sequence[float], *, left_out: int) -> float:

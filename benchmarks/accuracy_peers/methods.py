@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.accuracy_peers.nnunet import NAME as NNUNET
 from benchmarks.accuracy_peers.segresnet import NAME as SEGRESNET
 from benchmarks.accuracy_peers.task import LOGS, STAGES
-from pipeline.config import build_settings, parse_assignments, preset
+from pipeline.config import Settings, build_settings, differences, parse_assignments, preset
 from pipeline.errors import SettingsError
 from pipeline.presets import PRESETS
 
@@ -32,6 +32,20 @@ class Method:
     def is_ours(self) -> bool:
         """Whether it is this project's."""
         return self.preset is not None
+
+    @property
+    def settings(self) -> Settings | None:
+        """All its settings, but what the task says (grid and epochs); None for a peer."""
+        if self.preset is None:
+            return None
+        return build_settings(preset(self.preset), parse_assignments(self.assignments))
+
+    def trains_like(self, other: Method) -> bool:
+        """Tell whether both train the same network, and differ at most in how it makes masks."""
+        if self.settings is None or other.settings is None:
+            return self.name == other.name
+        changed = differences(self.settings, other.settings)
+        return all(each.startswith("inference.") for each in changed)
 
 
 def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
@@ -73,5 +87,6 @@ def _parse_method(text: str) -> Method:
             f"NAME=PRESET:setting=value,...; found {preset_name!r}."
         )
     assignments = tuple(BETWEEN_ASSIGNMENTS.split(assigned)) if assigned else ()
-    build_settings(preset(preset_name), parse_assignments(assignments))
-    return Method(name, preset_name, assignments)
+    method = Method(name, preset_name, assignments)
+    _ = method.settings  # raises
+    return method

@@ -38,11 +38,14 @@ GRID_TOLERANCE_MM = 1e-3
 
 
 class NnUNet(Peer):
-    """nnU-Net in one comparison, in its own Python and folders."""
+    """nnU-Net in one comparison, in its own Python and folders.
+
+    `python` may be None where all is finished.
+    """
 
     name = NAME
 
-    def __init__(self, task: Task, *, python: Path) -> None:
+    def __init__(self, task: Task, *, python: Path | None) -> None:
         super().__init__(task)
         self.python = python
 
@@ -105,6 +108,7 @@ class NnUNet(Peer):
 
     def _run(self, stage: str, job: Job, *, name: str, results: str = "results") -> Result:
         """Run a stage of the script; `results` is where nnU-Net keeps its models."""
+        assert self.python is not None, "required before"
         return self.run_script(
             [str(self.python), str(SCRIPT), stage],
             {**job, "dataset": DATASET, "device": self.task.device},

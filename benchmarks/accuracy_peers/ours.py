@@ -12,8 +12,10 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.accuracy_peers.budget import whole_epochs
+from benchmarks.accuracy_peers.budget import LEAST_EPOCHS, timed_epochs, whole_epochs
+from benchmarks.accuracy_peers.claims import claimed
 from benchmarks.accuracy_peers.costs import Costs
+from benchmarks.accuracy_peers.machines import distinct, machines_of
 from benchmarks.accuracy_peers.measured import Usage, Usages, run_measured
 from benchmarks.accuracy_peers.methods import Method
 from benchmarks.accuracy_peers.task import Task
@@ -23,7 +25,6 @@ from pipeline.training.stored import stored_state
 from pipeline.training.tensorboard import FOLDER_NAME
 
 TRAIN, INFER = "pipeline.train", "pipeline.infer"
-CALIBRATION_EPOCHS = 3
 LOSS = "training/loss"  # of each iteration, with its time, in TensorBoard's files
 
 
@@ -56,9 +57,14 @@ class Ours:
             details={
                 "preset": self.method.preset,
                 "assignments": list(self.method.assignments),
+                "timed_epochs": calibration.get("timed_epochs", LEAST_EPOCHS),
                 "starts": found["starts"],
             },
         )
+
+    def is_finished(self) -> bool:
+        """Tell whether all masks are there."""
+        return self.task.is_finished(f"{self.name}/crossval")
 
     def _settings(self, epochs: int) -> list[str]:
         """Return preset and settings as `train` and `crossval` take them; a method's own come last.
@@ -74,18 +80,43 @@ class Ours:
         return [*words, *(f"--set={assignment}" for assignment in assignments)]
 
     def _calibrate(self) -> dict[str, Any]:
-        """Train a few epochs; the first one, and what comes before it, is left out."""
+        """Return how long an epoch takes, and how many fill the budget.
+
+        Methods that train the same network on one machine share what was found first: by the noise
+        of another calibration alone, their networks would differ.
+        """
+        for other in claimed(self.task):
+            stage = f"{other.name}/calibration"
+            if self._trains_like(other) and self.task.is_finished(stage):
+                return dict(read_json(self.task.stage_path(stage)))
+        epoch_s, steps = self._timed(LEAST_EPOCHS)
+        num_epochs = timed_epochs(self.task.budget_s, epoch_s=epoch_s)
+        if num_epochs > LEAST_EPOCHS:
+            epoch_s, steps = self._timed(num_epochs)
+        plan = whole_epochs(self.task.budget_s, epoch_s=epoch_s, steps_per_epoch=steps)
+        return {"epoch_s": epoch_s, "timed_epochs": num_epochs, **asdict(plan)}
+
+    def _trains_like(self, other: Method) -> bool:
+        machines = [
+            each for name in (self.name, other.name) for each in machines_of(self.task, name)
+        ]
+        return self.method.trains_like(other) and len(distinct(machines)) <= 1
+
+    def _timed(self, num_epochs: int) -> tuple[float, int]:
+        """Train some epochs; return the seconds and the optimiser's steps of one.
+
+        The first one, and what comes before it, is left out of the seconds.
+        """
         scratch = self.task.stage_path(f"{self.name}/calibration").with_name("scratch")
         shutil.rmtree(scratch, ignore_errors=True)
         fold = str(self.task.folds[0])
         command = [sys.executable, "-m", TRAIN, *self.task.list_words]
-        command += [*self._settings(CALIBRATION_EPOCHS), "--set=validation.every_epochs=null"]
+        command += [*self._settings(num_epochs), "--set=validation.every_epochs=null"]
         self._measured([*command, "--fold", fold, "--output-dir", str(scratch)], name="calibration")
-        epoch_s = seconds_of_an_epoch(scratch, num_epochs=CALIBRATION_EPOCHS)
-        steps = self._steps(scratch) // CALIBRATION_EPOCHS
+        epoch_s = seconds_of_an_epoch(scratch, num_epochs=num_epochs)
+        steps = self._steps(scratch) // num_epochs
         shutil.rmtree(scratch)
-        plan = whole_epochs(self.task.budget_s, epoch_s=epoch_s, steps_per_epoch=steps)
-        return {"epoch_s": epoch_s, **asdict(plan)}
+        return epoch_s, steps
 
     def _crossval(self, epochs: int) -> dict[str, Any]:
         """Cross-validate, or go on with it; what earlier starts took is counted too."""

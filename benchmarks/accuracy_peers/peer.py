@@ -49,6 +49,12 @@ class Peer(ABC):
             details={**details, "parameters": trained[0]["parameters"]},
         )
 
+    def is_finished(self) -> bool:
+        """Tell whether all masks are there."""
+        return all(
+            self.task.is_finished(f"{self.name}/fold_{fold}_predict") for fold in self.task.folds
+        )
+
     def prepare(self) -> Result:
         """Do what comes before all training; return what is to be known of it."""
         return {}

@@ -68,14 +68,18 @@ class Task:
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the result of `work`, which is called only where it was never finished before."""
         path = self.stage_path(name)
-        if not path.exists():
+        if not self.is_finished(name):
             print(f"{name} ...", flush=True)
             replace_file(path, json_bytes(work()))
         return dict(read_json(path))
 
+    def is_finished(self, name: str) -> bool:
+        """Tell whether the result of a stage is there."""
+        return self.stage_path(name).exists()
+
     def note(self, name: str, document: dict[str, Any]) -> dict[str, Any]:
         """Return what is noted under `name`; that is `document` where nothing was before."""
         path = self.stage_path(name)
-        if not path.exists():
+        if not self.is_finished(name):
             replace_file(path, json_bytes(document))
         return dict(read_json(path))
