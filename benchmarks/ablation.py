@@ -53,7 +53,8 @@ TO_QUICK = (
     Change("schedule", ("training.schedule", "training.warmup_fraction")),
     Change("8-filters", ("network.settings.num_filters",)),
     Change("augmentation", ("augmentation",)),
-    Change(QUICK, ("inference.flips",)),
+    Change("mirrored-in-use", ("inference.flips",)),
+    Change(QUICK, ("preprocessing.bias_field_degree",)),
 )
 # Each alone beside `quick`.
 TO_STRONG = (

@@ -11,6 +11,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "preprocessing": {
             "border_crop": None,
             "brain_box": True,
+            "bias_field_degree": 2,
             "normalization": "zscore",
             "sharpen_strength": None,
             "spacing_mm": 2.0,
@@ -47,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "preprocessing": {
             "border_crop": None,
             "brain_box": True,
+            "bias_field_degree": 2,
             "normalization": "zscore",
             "gaussian_sigma": None,
             "sharpen_strength": None,
