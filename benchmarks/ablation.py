@@ -54,7 +54,7 @@ TO_QUICK = (
     Change("8-filters", ("network.settings.num_filters",)),
     Change("augmentation", ("augmentation",)),
     Change("mirrored-in-use", ("inference.flips",)),
-    Change(QUICK, ("preprocessing.bias_field_degree",)),
+    Change(QUICK, ("preprocessing.bias_field_share",)),
 )
 # Each alone beside `quick`.
 TO_STRONG = (

@@ -34,12 +34,12 @@ class PreprocessingSettings(Stage):
         ((8, 8), (8, 8), (6, 5)), description="voxels removed at both ends of X, Y and Z"
     )
     brain_box: bool = Field(False, description="crop to the box that holds the brain")
-    bias_field_degree: int | None = Field(
+    bias_field_share: float | None = Field(
         None,
-        ge=1,
-        le=4,
-        description="of the polynomial of each modality's brightness across the brain that is "
-        "divided out; null: nothing is",
+        gt=0,
+        le=1,
+        description="how much of each modality's slow change of brightness across the brain is "
+        "taken out; null: nothing is",
     )
     normalization: Literal["minmax", "zscore"] | None = Field(
         "minmax", description="per modality: to 0..1 over everything, or z-score over the brain"

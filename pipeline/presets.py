@@ -11,7 +11,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "preprocessing": {
             "border_crop": None,
             "brain_box": True,
-            "bias_field_degree": 2,
+            "bias_field_share": 0.5,
             "normalization": "zscore",
             "sharpen_strength": None,
             "spacing_mm": 2.0,
@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "preprocessing": {
             "border_crop": None,
             "brain_box": True,
-            "bias_field_degree": 2,
+            "bias_field_share": 0.5,
             "normalization": "zscore",
             "gaussian_sigma": None,
             "sharpen_strength": None,

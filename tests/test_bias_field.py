@@ -118,6 +118,21 @@ def test_a_flat_brain_is_fitted_along_the_axes_it_has() -> None:
     assert float(correct_bias_field(volume).std()) < 0.05 * float(volume.std())
 
 
-def test_a_degree_below_1_is_refused() -> None:
-    with pytest.raises(ValueError, match="degree of a bias field must be at least 1; found 0"):
-        correct_bias_field(head(), degree=0)
+def test_a_share_of_the_field_is_taken_out() -> None:
+    plain, shade = head(noise=0), field(2, seed=8)
+    found = ratio_to(plain, correct_bias_field(plain * shade, share=0.25))
+    left = ratio_to(plain, torch.from_numpy(plain * shade**0.75))
+    np.testing.assert_allclose(found, left, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"degree": 0}, "degree of a bias field must be at least 1; found 0"),
+        ({"share": 0.0}, r"share of a bias field must be in \(0, 1\]; found 0\.0"),
+        ({"share": 1.5}, r"share of a bias field must be in \(0, 1\]; found 1\.5"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        correct_bias_field(head(), **settings)

@@ -36,8 +36,8 @@ MAD_TO_DEVIATION = 1.4826
 Exponents = tuple[int, ...]
 
 
-def correct_bias_field(volume: Volume, *, degree: int = 2) -> torch.Tensor:
-    """Divide each channel of `volume` (C, X, Y, Z) by its bias field.
+def correct_bias_field(volume: Volume, *, share: float = 1.0, degree: int = 2) -> torch.Tensor:
+    """Divide each channel of `volume` (C, X, Y, Z) by its bias field, or by a part of it.
 
     The field is the exponential of a polynomial in X, Y and Z, with a mean of 1 (geometric, over
     the brain). The brain is where all channels are above 0. Zeros stay 0, and so does the volume
@@ -45,14 +45,18 @@ def correct_bias_field(volume: Volume, *, degree: int = 2) -> torch.Tensor:
 
     Args:
         volume: finite, of any real dtype; it is not changed.
+        share: of the field's logarithm that is taken out, in (0, 1]. Tumours of hundreds of mL
+            leave their trace in the field; with less of it, more of them stays.
         degree: of the polynomial, at least 1. From 3 on it follows large tumours.
 
     Returns:
         float32 of the same shape; a MetaTensor, with its metadata, if `volume` is one.
 
     Raises:
-        ValueError: `degree` is less than 1.
+        ValueError: a setting is out of range.
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"the share of a bias field must be in (0, 1]; found {share}")
     if degree < 1:
         raise ValueError(f"the degree of a bias field must be at least 1; found {degree}")
     source = plain_tensor(volume).float()
@@ -67,6 +71,7 @@ def correct_bias_field(volume: Volume, *, degree: int = 2) -> torch.Tensor:
     terms = np.stack([np.prod(scaled**each, axis=1) for each in exponents], axis=1)
     coefficients = _fitted(terms, np.log(intensities))
     coefficients[0] -= (terms @ coefficients).mean(axis=0)  # of the constant term
+    coefficients *= share
     result = torch.empty_like(source)
     for channel, out, found in zip(source, result, coefficients.T, strict=True):
         field = _polynomial(channel, exponents, found, centre=centre, radius=radius)
@@ -132,6 +137,12 @@ class CorrectBiasFieldd(KeywiseTransform):
     """Dictionary transform of `correct_bias_field`."""
 
     def __init__(
-        self, keys: KeysCollection, *, degree: int = 2, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        *,
+        share: float = 1.0,
+        degree: int = 2,
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, partial(correct_bias_field, degree=degree), allow_missing_keys)
+        step = partial(correct_bias_field, share=share, degree=degree)
+        super().__init__(keys, step, allow_missing_keys)

@@ -41,7 +41,7 @@ def build_preprocessing(
     keys: Sequence[str] = ("image", "label"),
     border_crop: Margins | None = None,
     brain_box: bool = False,
-    bias_field_degree: int | None = None,
+    bias_field_share: float | None = None,
     normalization: Literal["minmax", "zscore"] | None = "minmax",
     decimals: int | None = 3,
     gaussian_sigma: float | None = None,
@@ -58,7 +58,7 @@ def build_preprocessing(
         keys: the image, MetaTensor (C, X, Y, Z), then any labels, MetaTensor (1, X, Y, Z).
         border_crop: voxels to remove at the (start, end) of each axis.
         brain_box: whether to crop to the box of the voxels in which any channel exceeds 0.
-        bias_field_degree: of the polynomial (see `correct_bias_field`); None corrects nothing.
+        bias_field_share: of it that is taken out (see `correct_bias_field`); None or 0: nothing.
         normalization: "minmax" (see `min_max_normalize`) or "zscore" over non-zero voxels.
         decimals: of "minmax"; None does not round.
         gaussian_sigma: in voxels; None or 0 does not smooth.
@@ -73,7 +73,7 @@ def build_preprocessing(
     return Compose(
         [
             *_grid_steps(keys, border_crop, brain_box),
-            *_bias_field_steps(keys[0], bias_field_degree),
+            *_bias_field_steps(keys[0], bias_field_share),
             *_intensity_steps(keys[0], normalization, decimals, gaussian_sigma, sharpen_strength),
             *_resampling_steps(keys, spacing_mm, divisor),
         ]
@@ -134,8 +134,8 @@ def _grid_steps(
     return steps
 
 
-def _bias_field_steps(key: str, degree: int | None) -> list[Transform]:
-    return [] if degree is None else [CorrectBiasFieldd([key], degree=degree)]
+def _bias_field_steps(key: str, share: float | None) -> list[Transform]:
+    return [CorrectBiasFieldd([key], share=share)] if share else []
 
 
 def _intensity_steps(
