@@ -30,7 +30,7 @@ CUTOFF = 2.5
 NUM_ITERATIONS = 12
 # Of a residual in the logarithm: below it, intensities are the same.
 LEAST_DEVIATION = 1e-4
-# The median absolute deviation of normally distributed numbers, as a share of the standard one.
+# From the median absolute deviation of normally distributed numbers to the standard one.
 MAD_TO_DEVIATION = 1.4826
 
 Exponents = tuple[int, ...]
