@@ -9,6 +9,7 @@ from transforms.augmentation import (
     rotate_in_plane,
     seed_of,
 )
+from transforms.bias_field import CorrectBiasFieldd, correct_bias_field
 from transforms.cases import NameAfterCased, cases_of_fold, named_cases
 from transforms.checks import RequireFinited, RequireSameGridd
 from transforms.deformation import RandDeformedd
@@ -57,6 +58,7 @@ __all__ = [
     "ClassesToLabelValuesd",
     "ClassesToRegions",
     "ClassesToRegionsd",
+    "CorrectBiasFieldd",
     "FilterIntensitiesd",
     "GaussianFilter",
     "GaussianFilterd",
@@ -82,6 +84,7 @@ __all__ = [
     "cases_of_fold",
     "classes_to_regions",
     "classes_to_values",
+    "correct_bias_field",
     "decided_classes",
     "filter_intensities",
     "gaussian_filter",

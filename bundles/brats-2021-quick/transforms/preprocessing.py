@@ -16,6 +16,7 @@ from monai.transforms import (
     Transform,
 )
 
+from transforms.bias_field import CorrectBiasFieldd
 from transforms.geometry import ORIENTATION, BorderCropd, BrainBoxd, Margins
 from transforms.intensity import FilterIntensitiesd, MinMaxNormalized
 
@@ -40,6 +41,7 @@ def build_preprocessing(
     keys: Sequence[str] = ("image", "label"),
     border_crop: Margins | None = None,
     brain_box: bool = False,
+    bias_field_share: float | None = None,
     normalization: Literal["minmax", "zscore"] | None = "minmax",
     decimals: int | None = 3,
     gaussian_sigma: float | None = None,
@@ -49,13 +51,14 @@ def build_preprocessing(
 ) -> Compose:
     """Return the chain from a loaded case to the network's input; every value is plain JSON.
 
-    Its order: orientation, border crop, brain box, normalisation, Gaussian, sharpening, spacing,
-    padding. Only the first key is normalised and filtered.
+    Its order: orientation, border crop, brain box, bias field, normalisation, Gaussian, sharpening,
+    spacing, padding. Only the first key's intensities change.
 
     Args:
         keys: the image, MetaTensor (C, X, Y, Z), then any labels, MetaTensor (1, X, Y, Z).
         border_crop: voxels to remove at the (start, end) of each axis.
         brain_box: whether to crop to the box of the voxels in which any channel exceeds 0.
+        bias_field_share: of it that is taken out (see `correct_bias_field`); None or 0: nothing.
         normalization: "minmax" (see `min_max_normalize`) or "zscore" over non-zero voxels.
         decimals: of "minmax"; None does not round.
         gaussian_sigma: in voxels; None or 0 does not smooth.
@@ -70,6 +73,7 @@ def build_preprocessing(
     return Compose(
         [
             *_grid_steps(keys, border_crop, brain_box),
+            *_bias_field_steps(keys[0], bias_field_share),
             *_intensity_steps(keys[0], normalization, decimals, gaussian_sigma, sharpen_strength),
             *_resampling_steps(keys, spacing_mm, divisor),
         ]
@@ -79,9 +83,9 @@ def build_preprocessing(
 def build_stored_and_live(**settings: Any) -> tuple[Compose, Compose]:
     """Return `build_preprocessing` in two parts, one after the other equal to the last bit.
 
-    The first part is worth storing: orientation, crops and normalisation, after which "minmax"
-    leaves few levels and the background is constant. The second is cheap to repeat on each use,
-    where the data is needed: Gaussian, sharpening, spacing, padding.
+    The first part is worth storing: orientation, crops, bias field and normalisation, after which
+    "minmax" leaves few levels and the background is constant. The second is cheap to repeat on each
+    use, where the data is needed: Gaussian, sharpening, spacing, padding.
 
     Args:
         settings: those of `build_preprocessing`.
@@ -128,6 +132,10 @@ def _grid_steps(
     if brain_box:
         steps.append(BrainBoxd(keys, source_key=keys[0]))
     return steps
+
+
+def _bias_field_steps(key: str, share: float | None) -> list[Transform]:
+    return [CorrectBiasFieldd([key], share=share)] if share else []
 
 
 def _intensity_steps(
